@@ -1,0 +1,5 @@
+"""Listings of datasets on disk."""
+
+from .coco import load_sem_seg
+
+__all__ = ["load_sem_seg"]

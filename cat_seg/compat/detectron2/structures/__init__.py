@@ -1,0 +1,5 @@
+"""Batches of images."""
+
+from .image_list import ImageList
+
+__all__ = ["ImageList"]

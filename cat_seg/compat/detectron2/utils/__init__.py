@@ -1,0 +1,1 @@
+"""Logging, events, processes, files and drawing."""

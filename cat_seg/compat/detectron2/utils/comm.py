@@ -1,0 +1,120 @@
+"""Processes of a distributed run: who they are, and how Python objects pass between them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+_local_group: Any = None
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def get_world_size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if _distributed() else 1
+
+
+def get_rank() -> int:
+    """Return the index of this process among all."""
+    return dist.get_rank() if _distributed() else 0
+
+
+@functools.lru_cache
+def create_local_process_group(num_workers_per_machine: int) -> None:
+    """Group the processes of each machine; to be called once, by all processes."""
+    global _local_group
+    assert _local_group is None, "the local process group exists already"
+    world = get_world_size()
+    assert world % num_workers_per_machine == 0, (world, num_workers_per_machine)
+    for first in range(0, world, num_workers_per_machine):
+        ranks = range(first, first + num_workers_per_machine)
+        group = dist.new_group(list(ranks))  # every process must take part in every call
+        if get_rank() in ranks:
+            _local_group = group
+
+
+def get_local_process_group() -> Any:
+    """Return the group of the processes on this machine."""
+    assert _local_group is not None, (
+        "There is no local process group. Start processes with launch(), or call "
+        "comm.create_local_process_group(num_workers_per_machine) in each of them."
+    )
+    return _local_group
+
+
+def get_local_rank() -> int:
+    """Return the index of this process on its machine."""
+    return dist.get_rank(group=get_local_process_group()) if _distributed() else 0
+
+
+def get_local_size() -> int:
+    """Return the number of processes on this machine."""
+    return dist.get_world_size(group=get_local_process_group()) if _distributed() else 1
+
+
+def is_main_process() -> bool:
+    """Tell whether this is the process that logs and writes."""
+    return get_rank() == 0
+
+
+def synchronize() -> None:
+    """Wait until all processes are here."""
+    if get_world_size() == 1:
+        return
+    if dist.get_backend() == dist.Backend.NCCL:
+        dist.barrier(device_ids=[torch.cuda.current_device()])
+    else:
+        dist.barrier()
+
+
+@functools.lru_cache
+def _object_group() -> Any:
+    """Return a group of all processes that passes objects without a GPU."""
+    on_cpu = dist.get_backend() != dist.Backend.NCCL
+    return dist.group.WORLD if on_cpu else dist.new_group(backend="gloo")
+
+
+def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Return what every process has given, in the order of ranks."""
+    if get_world_size() == 1:
+        return [data]
+    group = group or _object_group()
+    gathered: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, data, group=group)
+    return gathered
+
+
+def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Return what every process has given to process `dst`, and an empty list to the others."""
+    if get_world_size() == 1:
+        return [data]
+    group = group or _object_group()
+    here = dist.get_rank(group) == dst
+    gathered: list[Any] = [None] * dist.get_world_size(group) if here else []
+    dist.gather_object(data, gathered if here else None, dst=dst, group=group)
+    return gathered
+
+
+def shared_random_seed() -> int:
+    """Return a random seed that all processes agree on. All must call this."""
+    return all_gather(np.random.randint(2**31))[0]
+
+
+def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True):
+    """Sum, or average, scalar tensors over processes; only the result of rank 0 counts."""
+    if get_world_size() == 1:
+        return input_dict
+    with torch.no_grad():
+        names = sorted(input_dict)
+        values = torch.stack([input_dict[name] for name in names])
+        dist.reduce(values, dst=0)
+        if is_main_process() and average:
+            values /= get_world_size()
+    return dict(zip(names, values, strict=True))

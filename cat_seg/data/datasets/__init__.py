@@ -1,0 +1,1 @@
+"""Which images and label maps make a data set, and what their labels mean."""

@@ -1,0 +1,57 @@
+"""Label maps as files: one channel, one class index a pixel, 8 or 16 bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cat_seg.utils.files import atomic_write
+
+_ONE_CHANNEL = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
+
+
+def read_label_map(path: str | Path) -> np.ndarray:
+    """Reads a label map of any depth: (H, W), integer.
+
+    Palette images give their indices. An image of three equal channels counts as one.
+
+    Raises:
+        ValueError: if the file cannot be read, or its channels differ.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, labels = image.mode, np.asarray(image)
+    except Exception as error:  # Pillow's decoders report damage by whatever they run into
+        raise ValueError(f"{path}: cannot be read as a label map ({error})") from error
+    if mode in ("RGB", "RGBA") and (labels[..., :3] == labels[..., :1]).all():
+        return labels[..., 0]
+    if mode not in _ONE_CHANNEL:
+        raise ValueError(
+            f"{path}: a label map has one channel of class indices; this is an image of mode {mode}"
+        )
+    return labels.astype(np.uint8) if mode == "1" else labels
+
+
+def write_label_map(path: str | Path, labels: np.ndarray) -> None:
+    """Writes a label map (H, W) of uint8 or uint16 as PNG or TIFF, whole or not at all."""
+    assert labels.ndim == 2 and labels.dtype in (np.uint8, np.uint16), (labels.shape, labels.dtype)
+    compression = {"compression": "tiff_adobe_deflate"} if Path(path).suffix == ".tif" else {}
+    with atomic_write(path) as part:
+        Image.fromarray(labels).save(part, **compression)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Returns the height and width that an image has once turned upright by its EXIF tag.
+
+    Raises:
+        ValueError: if the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            orientation = image.getexif().get(0x0112, 1)
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+    return (width, height) if orientation >= 5 else (height, width)

@@ -1,0 +1,118 @@
+"""Starting one process or many: detectron2's launcher, `torchrun`, or SLURM's `srun`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from detectron2.engine import launch as launch_detectron2
+from detectron2.utils import comm
+from torch import distributed
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among those of a job that something else has started."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int  # processes on this machine
+    address: str  # of rank 0
+    port: int
+
+
+def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Run `main(args)` on every process.
+
+    Processes that `torchrun` or `srun` started join each other; else detectron2's launcher starts
+    --num-gpus of them on each of --num-machines. Without a GPU they talk through gloo.
+    """
+    place = find_place(os.environ)
+    if place is None:
+        launch_detectron2(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+        return
+    join(place)
+    try:
+        main(args)
+    finally:
+        distributed.destroy_process_group()
+
+
+def find_place(environment: Mapping[str, str]) -> Place | None:
+    """Read this process's place from the variables of `torchrun` or of SLURM.
+
+    Returns:
+        The place; None if neither has started several processes.
+
+    Raises:
+        ValueError: if the variables contradict each other.
+    """
+    if "LOCAL_RANK" in environment and "WORLD_SIZE" in environment:
+        return Place(
+            rank=int(environment["RANK"]),
+            world_size=int(environment["WORLD_SIZE"]),
+            local_rank=int(environment["LOCAL_RANK"]),
+            local_size=int(environment.get("LOCAL_WORLD_SIZE") or environment["WORLD_SIZE"]),
+            address=environment.get("MASTER_ADDR", "127.0.0.1"),
+            port=int(environment.get("MASTER_PORT", "29500")),
+        )
+    # Within `srun` the numbers of the step hold; the job's may be larger.
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
+    world_size = int(tasks)
+    if "SLURM_PROCID" not in environment or world_size == 1:
+        return None
+    machines = int(environment.get("SLURM_STEP_NUM_NODES") or environment.get("SLURM_NNODES", "1"))
+    if world_size % machines:
+        raise ValueError(
+            f"SLURM runs {world_size} tasks on {machines} nodes; expected as many on each "
+            "(--ntasks-per-node)."
+        )
+    hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", "")
+    job = int(
+        environment.get("SLURM_JOB_ID", "0")
+    )  # jobs that share a machine need ports of their own
+    return Place(
+        rank=int(environment["SLURM_PROCID"]),
+        world_size=world_size,
+        local_rank=int(environment.get("SLURM_LOCALID", "0")),
+        local_size=world_size // machines,
+        address=environment.get("MASTER_ADDR") or first_host(hosts) or "127.0.0.1",
+        port=int(environment.get("MASTER_PORT") or 20000 + job % 20000),
+    )
+
+
+def first_host(hosts: str) -> str:
+    """Return the first name of a SLURM node list: "gpu03" for "gpu[03-05,9],login"."""
+    match = re.match(r"([^,\[]*)(?:\[(\w+)[^\]]*\])?([^,\[]*)", hosts)
+    assert match is not None
+    return "".join(part or "" for part in match.groups())
+
+
+def join(place: Place) -> None:
+    """Set up the process group, as detectron2's launcher does for processes of its own."""
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(place.local_rank)
+    logger.info("Rank %d of %d joins at %s", place.rank, place.world_size, place.address)
+    # By the environment, because `torchrun` has already opened the port and says so there.
+    os.environ |= {"MASTER_ADDR": place.address, "MASTER_PORT": str(place.port)}
+    distributed.init_process_group(
+        backend="nccl" if has_gpu else "gloo", rank=place.rank, world_size=place.world_size
+    )
+    comm.create_local_process_group(place.local_size)
+    comm.synchronize()

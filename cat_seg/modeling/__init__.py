@@ -1,0 +1,1 @@
+"""The parts of the model. Everything but `backbone` and `heads` runs without detectron2."""

@@ -1,0 +1,5 @@
+"""From image features, text features and guidance to a logit per class and position."""
+
+from .aggregator import Aggregator, ClassLogits
+
+__all__ = ["Aggregator", "ClassLogits"]

@@ -1,0 +1,270 @@
+"""Cost aggregation (paper, section 3): cost volume, embedding, layers, decoder.
+
+B images, T classes, P prompt templates, D text width, C channels, H and W positions.
+
+The volume has one layout from the first convolution to the head, (B, T, H, W, C): linear layers
+and attention see it as rows, convolutions as a channels-last map. All steps but class aggregation
+see each class alone and take the classes in pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from cat_seg.modeling.aggregator.class_aggregation import ClassAggregation
+from cat_seg.modeling.aggregator.correlation import correlate, most_similar_classes
+from cat_seg.modeling.aggregator.decoder import DecoderBlock
+from cat_seg.modeling.aggregator.spatial_aggregation import SpatialAggregation
+from cat_seg.modeling.pieces import Linear, map_pieces, piece_length
+
+# The logit of a class that was left out of the aggregation.
+LEFT_OUT = -100.0
+
+
+class ClassLogits(NamedTuple):
+    """Logits of one image's aggregated classes."""
+
+    values: Tensor  # (T', 4 H, 4 W)
+    classes: Tensor | None  # (T',) their indices, ascending; None when these are all
+
+    def of(self, classes: Tensor) -> Tensor:
+        """The maps of some classes, (len(classes), 4 H, 4 W); `LEFT_OUT` where left out."""
+        if self.classes is None:
+            return self.values[classes]
+        at = torch.searchsorted(self.classes, classes).clamp(max=len(self.classes) - 1)
+        here = self.classes[at] == classes
+        return torch.where(here[:, None, None], self.values[at], LEFT_OUT)
+
+
+class AggregatorLayer(nn.Module):
+    """Spatial aggregation, then class aggregation."""
+
+    def __init__(self, swin_block: SpatialAggregation, attention: ClassAggregation) -> None:
+        super().__init__()
+        self.swin_block = swin_block
+        self.attention = attention
+
+
+class Aggregator(nn.Module):
+    """The trained part of CAT-Seg on top of CLIP (`sem_seg_head.predictor.transformer`)."""
+
+    def __init__(
+        self,
+        *,
+        text_dim: int,
+        prompt_dim: int,
+        grid: tuple[int, int] = (24, 24),
+        hidden_dim: int = 128,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        window: int = 12,
+        attention_type: str = "linear",
+        pooling: tuple[int, int] = (1, 1),
+        test_pooling: tuple[int, int] | None = None,
+        text_guidance_dim: int = 128,
+        guidance_in_dims: Sequence[int] = (512, 256, 128),
+        guidance_dim: int = 128,
+        decoder_dims: Sequence[int] = (64, 32),
+        decoder_guidance_dims: Sequence[int] = (32, 16),
+        class_padding: int = 0,
+        max_classes: int = 0,
+        class_chunk: int = 0,
+        recompute: bool = False,
+    ) -> None:
+        """
+        Args:
+            text_dim: D.
+            prompt_dim: P.
+            grid: H, W.
+            hidden_dim: C.
+            num_layers: pairs of spatial and class aggregation.
+            num_heads: of every attention.
+            window: of spatial aggregation, in positions.
+            attention_type: of class aggregation, "linear" or "full".
+            pooling: before class aggregation.
+            test_pooling: the same in evaluation mode; None for `pooling`.
+            text_guidance_dim: of the projected text; 0 for no text guidance.
+            guidance_in_dims: channels of the guidance maps, deepest first: one for the layers,
+                one for each decoder block.
+            guidance_dim: of the projected deepest map; 0 for no guidance in the layers.
+            decoder_dims: channels of each decoder block's result, multiples of 16.
+            decoder_guidance_dims: channels of each block's projected guidance; 0 for none.
+            class_padding: length to which class sequences are filled up (2024: 256); 0 for none.
+            max_classes: at most so many classes of an image are aggregated, the most similar
+                (2024: 256); 0 for all.
+            class_chunk: classes in one piece; 0 chooses for the device. Changes no result.
+            recompute: trade time for memory in training.
+
+        Raises:
+            ValueError: for sizes that do not fit together.
+        """
+        super().__init__()
+        if hidden_dim % num_heads:
+            raise ValueError(
+                f"HIDDEN_DIMS {hidden_dim} is not a multiple of NUM_HEADS {num_heads}."
+            )
+        if len(guidance_in_dims) != 1 + len(decoder_dims) or len(decoder_dims) != 2:
+            raise ValueError(
+                "Expected two decoder blocks (DECODER_DIMS) and three guidance maps, one for the "
+                f"layers and one a block; got {len(decoder_dims)} and {len(guidance_in_dims)}."
+            )
+        self.grid = grid
+        self.hidden_dim = hidden_dim
+        self.max_classes = max_classes
+        self.class_chunk = class_chunk
+        self.recompute = recompute
+        # Channels of the widest activation of one class at one position of the coarse map.
+        self.widest = max(4 * hidden_dim, 16 * decoder_dims[-1], 4 * decoder_dims[0])
+
+        self.conv1 = nn.Conv2d(prompt_dim, hidden_dim, kernel_size=7, padding=3)
+        self.layers = nn.ModuleList(
+            AggregatorLayer(
+                SpatialAggregation(
+                    dim=hidden_dim,
+                    guidance_dim=guidance_dim,
+                    grid=grid,
+                    num_heads=num_heads,
+                    window=window,
+                ),
+                ClassAggregation(
+                    dim=hidden_dim,
+                    guidance_dim=text_guidance_dim,
+                    num_heads=num_heads,
+                    attention_type=attention_type,
+                    pooling=pooling,
+                    test_pooling=test_pooling,
+                    padding=class_padding,
+                ),
+            )
+            for _ in range(num_layers)
+        )
+        self.guidance_projection = _projection(guidance_in_dims[0], guidance_dim)
+        self.text_guidance_projection = (
+            nn.Sequential(Linear(text_dim, text_guidance_dim), nn.ReLU())
+            if text_guidance_dim
+            else None
+        )
+        projections = [
+            _projection(i, o)
+            for i, o in zip(guidance_in_dims[1:], decoder_guidance_dims, strict=True)
+        ]
+        self.decoder_guidance_projection = (
+            None if None in projections else nn.ModuleList(p for p in projections if p)
+        )
+        guides = decoder_guidance_dims if self.decoder_guidance_projection else (0, 0)
+        self.decoder1 = DecoderBlock(
+            in_dim=hidden_dim, out_dim=decoder_dims[0], guidance_dim=guides[0]
+        )
+        self.decoder2 = DecoderBlock(
+            in_dim=decoder_dims[0], out_dim=decoder_dims[1], guidance_dim=guides[1]
+        )
+        self.head = nn.Conv2d(decoder_dims[1], 1, kernel_size=3, padding=1)
+
+    def forward(
+        self, features: Tensor, text: Tensor, guidance: Sequence[Tensor]
+    ) -> list[ClassLogits]:
+        """Aggregate the cost volume of each image.
+
+        Args:
+            features: (B, D, H, W) dense image features.
+            text: (T, P, D) text features.
+            guidance: feature maps, deepest first: (B, ., H, W), (B, ., 2 H, 2 W), (B, ., 4 H, 4 W)
+
+        Returns:
+            B of `ClassLogits`, of (T, 4 H, 4 W), or (max_classes, 4 H, 4 W) if that is less.
+
+        Raises:
+            ValueError: if the guidance has another size than the grid.
+        """
+        if features.shape[-2:] != self.grid or guidance[0].shape[-2:] != self.grid:
+            raise ValueError(
+                f"Image features of {tuple(features.shape[-2:])} and guidance of "
+                f"{tuple(guidance[0].shape[-2:])} positions; FEATURE_RESOLUTION asks for "
+                f"{self.grid} of both."
+            )
+        features = F.normalize(rearrange(features, "B D H W -> B H W D").float(), dim=-1)
+        text = F.normalize(text.float(), dim=-1)
+        if 0 < self.max_classes < len(text):
+            return [
+                self._aggregate_most_similar(
+                    features[b : b + 1], text, [g[b : b + 1] for g in guidance]
+                )
+                for b in range(len(features))
+            ]
+        return [ClassLogits(v, None) for v in self.aggregate(features, text, guidance)]
+
+    def _aggregate_most_similar(
+        self, features: Tensor, text: Tensor, guidance: Sequence[Tensor]
+    ) -> ClassLogits:
+        length = self._piece(1, features.device)
+        with torch.no_grad():
+            classes = most_similar_classes(features[0], text, self.max_classes, length)
+        return ClassLogits(self.aggregate(features, text[classes], guidance)[0], classes)
+
+    def aggregate(self, features: Tensor, text: Tensor, guidance: Sequence[Tensor]) -> Tensor:
+        """Features and text of unit length, (B, H, W, D) and (T, P, D) -> (B, T, 4 H, 4 W)."""
+        length = self._piece(len(features), features.device)
+        appearance = None
+        if self.guidance_projection is not None:
+            appearance = rearrange(self.guidance_projection(guidance[0]), "B C H W -> B H W C")
+            appearance = appearance.contiguous()
+        text_guidance = None
+        if self.text_guidance_projection is not None:
+            mean = F.normalize(text.mean(dim=1), dim=-1)
+            text_guidance = self.text_guidance_projection(mean)  # (T, .)
+
+        x = torch.cat([self.embed(features, t) for t in text.split(length)], dim=1)
+        for layer in self.layers:
+            assert isinstance(layer, AggregatorLayer)
+            guided = layer.swin_block.guide(appearance)
+            spatial = partial(layer.swin_block, guided=guided)
+            x = map_pieces(spatial, x, dim=1, length=length, recompute=self.recompute)
+            x = layer.attention(x, text_guidance, recompute=self.recompute)
+        return self.decode(x, guidance[1:], length)
+
+    def embed(self, features: Tensor, text: Tensor) -> Tensor:
+        """Correlation and first convolution: (B, H, W, D), (T, P, D) -> (B, T, H, W, C)."""
+        cost = correlate(features, text)  # (B, T, H, W, P)
+        x = self.conv1(rearrange(cost, "B T H W P -> (B T) P H W"))
+        return rearrange(x, "(B T) C H W -> B T H W C", B=len(features))
+
+    def decode(self, x: Tensor, guidance: Sequence[Tensor], length: int) -> Tensor:
+        """(B, T, H, W, C) -> (B, T, 4 H, 4 W)."""
+        H, W = x.shape[2:4]
+        maps: list[Tensor | None] = [None, None]
+        if self.decoder_guidance_projection is not None:
+            maps = [p(g) for p, g in zip(self.decoder_guidance_projection, guidance, strict=True)]
+        first = self.decoder1.guide(maps[0], (2 * H, 2 * W))
+        second = self.decoder2.guide(maps[1], (4 * H, 4 * W))
+
+        def piece(x: Tensor) -> Tensor:
+            y = rearrange(x, "B T H W C -> (B T) C H W")
+            y = self.head(self.decoder2(self.decoder1(y, first), second))
+            return rearrange(y, "(B T) 1 h w -> B T h w", B=len(x))
+
+        pieces = x.split(length, dim=1)
+        if self.recompute and torch.is_grad_enabled():
+            return torch.cat([checkpoint(piece, p, use_reentrant=False) for p in pieces], dim=1)
+        return torch.cat([piece(p) for p in pieces], dim=1)
+
+    def _piece(self, B: int, device: torch.device) -> int:
+        """How many classes of B images make a piece."""
+        if self.class_chunk > 0:
+            return self.class_chunk
+        if torch.is_grad_enabled() and not self.recompute:
+            return 1 << 30
+        return piece_length(B * self.grid[0] * self.grid[1] * self.widest * 4, device)
+
+
+def _projection(in_dim: int, out_dim: int) -> nn.Sequential | None:
+    if out_dim == 0:
+        return None
+    return nn.Sequential(nn.Conv2d(in_dim, out_dim, kernel_size=3, padding=1), nn.ReLU())

@@ -1,0 +1,191 @@
+"""Class aggregation (paper, section 3.4): attention over the classes at one position.
+
+B images, T classes, N positions, H and W their grid, C channels, G guidance channels.
+
+Every position is seen alone, so the volume is worked off in pieces of positions. As in spatial
+aggregation, the half of q and k that sees only the text is computed once a vocabulary. The 2024
+model fills the class sequence up with a learned token; all of its copies have the same key and
+value, so that one of them is computed and weighted by their number.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cat_seg.modeling.pieces import Linear, add, linear, map_pieces, piece_length
+
+
+class ClassAggregation(nn.Module):
+    """Attention over classes, on a pooled map, guided by the text (`attention`)."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        guidance_dim: int,
+        num_heads: int,
+        attention_type: str = "linear",
+        pooling: tuple[int, int] = (1, 1),
+        test_pooling: tuple[int, int] | None = None,
+        padding: int = 0,
+    ) -> None:
+        """
+        Args:
+            dim: C.
+            guidance_dim: G, or 0 for no guidance.
+            num_heads: of the attention.
+            attention_type: "linear" or "full".
+            pooling: average pooling of the map before the attention.
+            test_pooling: the same in evaluation mode; None for `pooling`.
+            padding: length to which shorter class sequences are filled up; 0 for none.
+        """
+        super().__init__()
+        self.pooling = pooling
+        self.test_pooling = test_pooling or pooling
+        self.padding = padding
+        self.attention = GuidedClassAttention(dim, guidance_dim, num_heads, attention_type)
+        self.MLP = nn.Sequential(Linear(dim, 4 * dim), nn.ReLU(inplace=True), Linear(4 * dim, dim))
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        if padding > 0:
+            self.padding_tokens = nn.Parameter(torch.zeros(1, 1, dim))
+            self.padding_guidance = nn.Parameter(torch.zeros(1, 1, guidance_dim))
+
+    def forward(self, x: Tensor, text: Tensor | None, *, recompute: bool = False) -> Tensor:
+        """(B, T, H, W, C) -> the same shape, overwritten where no gradient is needed.
+
+        Args:
+            x: the volume, owned by the caller.
+            text: (T, G) guidance.
+            recompute: trade time for memory in training.
+        """
+        B, T, H, W, C = x.shape
+        guided = self.attention.guide(text)  # (T, 2 C) or (2 C,)
+        bytes_each = B * T * 4 * C * x.element_size()  # of the MLP at one position
+
+        def pieces(function, volume: Tensor) -> Tensor:
+            length = (
+                volume.shape[2] if torch.is_grad_enabled() else piece_length(bytes_each, x.device)
+            )
+            return map_pieces(function, volume, 2, length, recompute=recompute)
+
+        pooling = self.pooling if self.training else self.test_pooling
+        if pooling == (1, 1):
+            x = x.flatten(2, 3)
+            return pieces(lambda p: p + self.branch(p, guided), x).view(B, T, H, W, C)
+        pooled = F.avg_pool2d(rearrange(x, "B T H W C -> (B T) C H W"), pooling)
+        h = pooled.shape[-2]
+        pooled = rearrange(pooled, "(B T) C h w -> B T (h w) C", B=B).contiguous()
+        pooled = pieces(lambda p: self.branch(p, guided), pooled)
+        pooled = rearrange(pooled, "B T (h w) C -> (B T) C h w", h=h)
+        branch = F.interpolate(pooled, (H, W), mode="bilinear", align_corners=True)
+        return x + rearrange(branch, "(B T) C H W -> B T H W C", B=B)
+
+    def branch(self, x: Tensor, guided: Tensor) -> Tensor:
+        """(B, T, N, C) -> the same shape: attention and MLP, each with its residual."""
+        x = x.transpose(1, 2).contiguous()  # (B, N, T, C)
+        x = x + self.attention(self.norm1(x), guided, *self._padding(x.shape[2]))
+        return add(x, self.MLP(self.norm2(x))).transpose(1, 2)
+
+    def _padding(self, T: int) -> tuple[int, Tensor | None, Tensor | None]:
+        """How many padding tokens T classes need, the token (normalised) and its guidance."""
+        if self.padding <= T:
+            return 0, None, None
+        return self.padding - T, self.norm1(self.padding_tokens)[0, 0], self.padding_guidance[0, 0]
+
+
+class GuidedClassAttention(nn.Module):
+    """Multi-head attention over classes, linear (Katharopoulos et al., 2020) or softmax."""
+
+    def __init__(self, dim: int, guidance_dim: int, num_heads: int, attention_type: str) -> None:
+        super().__init__()
+        if attention_type not in ("linear", "full"):
+            raise ValueError(f'ATTENTION_TYPE is {attention_type!r}; expected "linear" or "full".')
+        self.num_heads = num_heads
+        self.attention_type = attention_type
+        self.q = nn.Linear(dim + guidance_dim, dim)
+        self.k = nn.Linear(dim + guidance_dim, dim)
+        self.v = nn.Linear(dim, dim)
+
+    def guide(self, text: Tensor | None) -> Tensor:
+        """What the text adds to q, k and v at every position: (T, 3 C), or (3 C,) without it."""
+        if text is None:
+            return torch.cat([self.q.bias, self.k.bias, self.v.bias])
+        C = self.v.in_features
+        q = linear(text, self.q.weight[:, C:], self.q.bias)
+        k = linear(text, self.k.weight[:, C:], self.k.bias)
+        return torch.cat([q, k, self.v.bias.to(q.dtype).expand_as(q)], dim=-1)
+
+    def forward(
+        self,
+        x: Tensor,
+        guided: Tensor,
+        copies: int = 0,
+        token: Tensor | None = None,
+        token_guidance: Tensor | None = None,
+    ) -> Tensor:
+        """(B, N, T, C) -> the same shape.
+
+        Args:
+            x: normalised.
+            guided: see `guide`.
+            copies: how often the padding token stands in the sequence.
+            token: (C,), normalised.
+            token_guidance: (G,)
+        """
+        C = x.shape[-1]
+        weight = torch.cat([self.q.weight[:, :C], self.k.weight[:, :C], self.v.weight])
+        qkv = linear(x, weight).add_(guided)
+        q, k, v = rearrange(
+            qkv, "B N T (three heads d) -> three (B N) heads T d", three=3, heads=self.num_heads
+        )
+        pad: tuple[Tensor, Tensor] | None = None
+        if copies and token is not None and token_guidance is not None:
+            pad_k = self.k(torch.cat([token, token_guidance]))
+            pad = (
+                rearrange(pad_k, "(heads d) -> heads 1 d", heads=self.num_heads),
+                rearrange(self.v(token), "(heads d) -> heads 1 d", heads=self.num_heads),
+            )
+        attend = linear_attention if self.attention_type == "linear" else full_attention
+        y = attend(q, k, v, pad, copies)
+        return rearrange(y, "(B N) heads T d -> B N T (heads d)", B=x.shape[0])
+
+
+def linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, pad: tuple[Tensor, Tensor] | None, copies: int
+) -> Tensor:
+    """Attention with the feature map elu + 1: two sums over the sequence serve every query.
+
+    The published code divides v by the length before and multiplies after, which cancels.
+
+    Args:
+        q, k, v: (..., heads, T, d)
+        pad: key and value, (heads, 1, d), that stand in the sequence another `copies` times.
+    """
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    key_value = k.transpose(-1, -2) @ v  # (..., heads, d, d)
+    key_sum = k.sum(-2, keepdim=True)  # (..., heads, 1, d)
+    if pad is not None:
+        pad_k = F.elu(pad[0]) + 1
+        key_value = key_value + copies * (pad_k.transpose(-1, -2) @ pad[1])
+        key_sum = key_sum + copies * pad_k
+    normaliser = (q * key_sum).sum(-1, keepdim=True) + 1e-6
+    return (q @ key_value) / normaliser
+
+
+def full_attention(
+    q: Tensor, k: Tensor, v: Tensor, pad: tuple[Tensor, Tensor] | None, copies: int
+) -> Tensor:
+    """Softmax attention; n equal keys weigh as much as one whose score is higher by log n."""
+    bias = None
+    if pad is not None:
+        k = torch.cat([k, pad[0].to(k.dtype).expand(len(k), -1, -1, -1)], dim=-2)
+        v = torch.cat([v, pad[1].to(v.dtype).expand(len(v), -1, -1, -1)], dim=-2)
+        bias = q.new_zeros(1, k.shape[-2])
+        bias[:, -1] = math.log(copies)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

@@ -1,0 +1,40 @@
+"""The cost volume (paper, section 3.2): how similar is each position to each text?
+
+B images, T classes, P prompt templates, D text width, H and W positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def correlate(features: Tensor, text: Tensor) -> Tensor:
+    """Cosine similarities of image features and text features.
+
+    Args:
+        features: (B, H, W, D), of unit length along D.
+        text: (T, P, D), of unit length along D.
+
+    Returns:
+        (B, T, H, W, P), in -1..1.
+    """
+    B, H, W, D = features.shape
+    similarity = torch.matmul(features.reshape(B, 1, H * W, D), text.transpose(1, 2))
+    return similarity.view(B, len(text), H, W, -1)
+
+
+def most_similar_classes(features: Tensor, text: Tensor, count: int, length: int) -> Tensor:
+    """The classes whose highest similarity anywhere in the image is highest.
+
+    Args:
+        features: (H, W, D), of unit length along D.
+        text: (T, P, D), of unit length along D.
+        count: how many classes to keep, at most T.
+        length: classes to look at in one piece.
+
+    Returns:
+        (count,) class indices, ascending.
+    """
+    peaks = [correlate(features[None], t).amax(dim=(0, 2, 3, 4)) for t in text.split(length)]
+    return torch.cat(peaks).topk(count).indices.sort().values

@@ -1,0 +1,27 @@
+"""CLIP as CAT-Seg uses it: dense image features and text features, on open_clip's classes."""
+
+from cat_seg.modeling.clip.build import (
+    ClipSizes,
+    build_clip,
+    clip_sizes,
+    load_clip_weights,
+    register_clip,
+)
+from cat_seg.modeling.clip.finetune import set_trainable, split_in_proj
+from cat_seg.modeling.clip.text import encode_text, tokenize
+from cat_seg.modeling.clip.vision import DenseFeatures, encode_dense, encode_dense_tokens
+
+__all__ = [
+    "ClipSizes",
+    "DenseFeatures",
+    "build_clip",
+    "clip_sizes",
+    "encode_dense",
+    "encode_dense_tokens",
+    "encode_text",
+    "load_clip_weights",
+    "register_clip",
+    "set_trainable",
+    "split_in_proj",
+    "tokenize",
+]

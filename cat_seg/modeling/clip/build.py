@@ -1,0 +1,230 @@
+"""From the name of a CLIP to a model of open_clip, and its weights."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from torch import Tensor
+
+from cat_seg.modeling.clip.finetune import fuse_projections, split_projections
+from cat_seg.modeling.clip.text import check_text_encoder
+from cat_seg.modeling.clip.vision import check_image_encoder
+from cat_seg.paths import project_file
+from cat_seg.utils.files import FetchError, fetch
+from cat_seg.utils.weights import read_weights
+
+logger = logging.getLogger(__name__)
+
+# The names that published configs use -> open_clip's architecture and tag of the weights.
+_PUBLISHED = {
+    "ViT-B/32": ("ViT-B-32-quickgelu", "openai"),
+    "ViT-B/16": ("ViT-B-16-quickgelu", "openai"),
+    "ViT-L/14": ("ViT-L-14-quickgelu", "openai"),
+    "ViT-L/14@336px": ("ViT-L-14-336-quickgelu", "openai"),
+    "ViT-H": ("ViT-H-14", "laion2b_s32b_b79k"),
+    "ViT-G": ("ViT-bigG-14", "laion2b_s39b_b160k"),
+}
+_registered: dict[str, dict[str, Any]] = {}
+# What OpenAI's archives hold besides weights.
+_NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+_MARK = "visual.conv1.weight"  # a key that every CLIP with a ViT has
+
+
+class ClipSizes(NamedTuple):
+    """Sizes of a CLIP, read from the model."""
+
+    patch_size: int  # pixels
+    vision_width: int  # channels of the image encoder
+    vision_layers: int
+    embed_dim: int  # D, channels of dense features and text features
+    text_width: int  # channels of the text encoder
+    grid: tuple[int, int]  # rows and columns of patches at the image size it was built for
+
+
+def build_clip(
+    name: str, pretrained: str = "", *, image_size: int | tuple[int, int] | None = None
+) -> open_clip.CLIP:
+    """Build a CLIP whose image encoder gives dense features.
+
+    Args:
+        name: "ViT-B/16", "ViT-L/14@336px", "ViT-H", "ViT-G" (as in published configs), a name of
+            open_clip ("ViT-L-14", or "ViT-L-14:dfn2b_s39b" with the tag of its weights), a name
+            given to `register_clip`, or a path to a JSON model configuration of open_clip.
+        pretrained: what to give to `load_clip_weights`. Empty loads nothing: the weights are
+            random, to be overwritten by a checkpoint.
+        image_size: pixels of the images that it will see (multiples of the patch size), the native
+            size if None. The position embedding keeps its native size, as checkpoints have it.
+
+    Raises:
+        ValueError: if the name is unknown, the architecture has no dense features, or the size
+            does not fit.
+    """
+    clip = open_clip.CLIP(**_model_config(name))
+    try:
+        check_image_encoder(clip.visual)
+        check_text_encoder(clip)
+    except ValueError as error:
+        raise ValueError(f"CLIP {name!r} cannot be used: {error}") from error
+    if image_size is not None:
+        clip.visual.image_size = _pair(image_size)
+    height, width = clip.visual.image_size
+    ph, pw = clip.visual.patch_size
+    if height % ph or width % pw:
+        raise ValueError(
+            f"CLIP {name!r} cannot see images of {height} x {width} pixels: expected multiples of "
+            f"its patch size {ph} x {pw}."
+        )
+    if pretrained:
+        load_clip_weights(clip, pretrained)
+    return clip
+
+
+def register_clip(name: str, config: dict[str, Any]) -> None:
+    """Make a model configuration of open_clip (embed_dim, vision_cfg, text_cfg) known by a name."""
+    _registered[name] = config
+
+
+def clip_sizes(clip: open_clip.CLIP) -> ClipSizes:
+    """Read the sizes from a model of `build_clip`."""
+    visual = clip.visual
+    patch = visual.patch_size[0]
+    grid = (visual.image_size[0] // patch, visual.image_size[1] // visual.patch_size[1])
+    return ClipSizes(
+        patch_size=patch,
+        vision_width=visual.conv1.out_channels,
+        vision_layers=len(visual.transformer.resblocks),
+        embed_dim=visual.output_dim,
+        text_width=clip.token_embedding.embedding_dim,
+        grid=grid,
+    )
+
+
+def load_clip_weights(clip: open_clip.CLIP, source: str | Path) -> None:
+    """Load CLIP's weights into a model of `build_clip`.
+
+    Args:
+        clip: the model; its attention may be split (`split_in_proj`) or not.
+        source: a name that `build_clip` knows (its published weights are downloaded once), or a
+            path, URL or hf:// address of a weight file: one of OpenAI's archives, of open_clip, or
+            a checkpoint of CAT-Seg, of which CLIP's part is taken.
+
+    Raises:
+        ValueError: if there are no such weights, or they do not fit the model exactly.
+    """
+    file = _weight_file(str(source))
+    state = _clip_state(read_weights(file), file)
+    expected = clip.state_dict()
+    split = any(key.endswith("q_proj_weight") for key in expected)
+    state = split_projections(state) if split else fuse_projections(state)
+    wrong = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
+            for key in expected
+            if key in state and state[key].shape != expected[key].shape
+        ],
+    }
+    if any(wrong.values()):
+        found = "; ".join(f"{len(v)} {k} ({_some(v)})" for k, v in wrong.items() if v)
+        raise ValueError(
+            f"{file} does not hold the weights of this CLIP: {found}. Give the weights of the same "
+            "architecture and native image size, or choose the CLIP that they belong to."
+        )
+    clip.load_state_dict(state)
+    logger.info("Loaded %d tensors of CLIP from %s", len(state), file)
+
+
+def _model_config(name: str) -> dict[str, Any]:
+    """The arguments of `open_clip.CLIP` for a name or JSON path."""
+    if name in _registered:
+        config = dict(_registered[name])
+    elif name.endswith(".json"):
+        config = json.loads(project_file(name).read_text())
+        config = config.get("model_cfg", config)
+    else:
+        architecture, tag = _architecture(name)
+        config = open_clip.get_model_config(architecture)
+        if config is None:
+            known = [*_PUBLISHED, *_registered, *open_clip.list_models()]
+            similar = difflib.get_close_matches(name, known) or list(_PUBLISHED)
+            raise ValueError(
+                f"{name!r} is not a CLIP that is known here. Similar names: {', '.join(similar)}; "
+                "open_clip.list_models() lists all, and a path to a JSON configuration works too."
+            )
+        if get_pretrained_cfg(architecture, tag).get("quick_gelu"):
+            config["quick_gelu"] = True  # a matter of the weights as much as of the architecture
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if vision.get("timm_model_name"):
+        raise ValueError(
+            f"CLIP {name!r} cannot be used: its image encoder is timm's "
+            f"{vision['timm_model_name']}; dense features need open_clip's own VisionTransformer. "
+            "Choose a ViT such as ViT-B-16, ViT-L-14-336, ViT-H-14 or ViT-bigG-14."
+        )
+    if text.get("hf_model_name") or text.get("embed_cls"):
+        raise ValueError(
+            f"CLIP {name!r} cannot be used: its text encoder is "
+            f"{text.get('hf_model_name') or 'that of CoCa'}; expected CLIP's own, with causal "
+            "attention and the feature of a text at its end token."
+        )
+    # A "custom" text tower differs in the names of its parameters alone.
+    return {key: value for key, value in config.items() if key != "custom_text"}
+
+
+def _architecture(name: str) -> tuple[str, str]:
+    """open_clip's architecture for a name, and the tag of its weights ("" if it has none)."""
+    architecture, _, tag = name.replace("/", "-").partition(":")
+    return _PUBLISHED.get(name, (architecture, tag))
+
+
+def _weight_file(source: str) -> Path:
+    """Find or download the file that `load_clip_weights` was asked for."""
+    architecture, tag = _architecture(source)
+    tags = list_pretrained_tags_by_model(architecture)
+    if not tags or Path(source).is_file():
+        return fetch(source)
+    if not (published := get_pretrained_cfg(architecture, tag)):
+        raise ValueError(
+            f"Which weights of {source!r}? Write {architecture}:TAG with one of {', '.join(tags)}."
+        )
+    addresses = [published["url"]] if published.get("url") else []
+    if hub := published.get("hf_hub"):
+        repository, file = os.path.split(hub)
+        files = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        addresses += [f"hf://{repository}/{file}" for file in files]
+    errors = []
+    for address in addresses:
+        try:
+            return fetch(address)
+        except FetchError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _clip_state(state: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The CLIP in a state dict, whatever it is part of, by open_clip's names."""
+    prefixes = [k.removesuffix(_MARK) for k in state if k.endswith(_MARK)]
+    if len(prefixes) != 1:
+        raise ValueError(
+            f"{file} holds {len(prefixes)} CLIPs with a ViT; expected one key that ends in {_MARK} "
+            f"(by OpenAI's and open_clip's names). It begins with {_some(list(state))}."
+        )
+    keys = {k: k.removeprefix(prefixes[0]) for k in state if k.startswith(prefixes[0])}
+    return {
+        new.removeprefix("text."): state[old] for old, new in keys.items() if new not in _NO_WEIGHTS
+    }
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _some(names: list[str], at_most: int = 3) -> str:
+    return ", ".join(names[:at_most]) + (", ..." if len(names) > at_most else "")

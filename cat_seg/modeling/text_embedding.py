@@ -1,0 +1,153 @@
+"""From a vocabulary to the text side of the cost volume, and its cache on disk.
+
+T classes, P prompt templates, D embedding width.
+
+A cache file is named by everything that its content depends on: the text tower (its weights,
+activation and heads), the templates, the exact class names and the synonym rule. So a file is
+never stale, and files need no order among them; any may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import open_clip
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from cat_seg.modeling.clip.text import encode_text, tokenize
+from cat_seg.modeling.vocabulary import parse_vocabulary
+from cat_seg.utils.files import atomic_write, cache_folder
+
+logger = logging.getLogger(__name__)
+
+_LONG = 2000  # texts that take long enough for a progress bar
+_FORMAT = "1"  # of cache files; part of their names
+
+
+def embed_text(
+    clip: open_clip.CLIP,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    synonyms: str,
+    batch_size: int = 8192,
+    cache_dir: str | Path | None = None,
+    recompute: bool = False,
+) -> Tensor:
+    """Embed every class in every template.
+
+    Args:
+        clip: whose text encoder is used.
+        class_names: T names; the synonyms of one parted by ", ".
+        templates: P texts with a "{}" for the name.
+        synonyms: "mean", all of a class's names count the same (2023 model), or "first", its first
+            name alone counts (2024 model).
+        batch_size: tokens encoded at once; bounds memory, changes nothing.
+        cache_dir: folder in which the result is looked for and kept; it then has no gradient. None
+            for no cache: gradients as usual.
+        recompute: in training, trade time for memory.
+
+    Returns:
+        (T, P, D), of unit length, on the device of `clip`.
+
+    Raises:
+        ValueError: if the vocabulary is empty, or a name or the synonym rule is not valid.
+    """
+    if synonyms not in ("mean", "first"):
+        raise ValueError(f"SYNONYMS is {synonyms!r}; expected 'mean' or 'first'.")
+    names = parse_vocabulary(class_names)
+    if synonyms == "first":
+        names = [of_class[:1] for of_class in names]
+    if cache_dir is None:
+        return _embed(clip, names, templates, batch_size, recompute)
+
+    device = clip.text_projection.device
+    key = _cache_key(clip, names, templates)
+    path = Path(cache_dir).expanduser() / f"{key}.safetensors"
+    features = _read_cache(path)
+    if features is not None:
+        return features.to(device)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        features = _embed(clip, names, templates, batch_size, recompute=False)
+    _write_cache(path, features)
+    return features
+
+
+def default_cache_dir() -> Path:
+    """The folder of text features: `text` in $CAT_SEG_CACHE, or in ~/.cache/cat_seg."""
+    return cache_folder() / "text"
+
+
+def _embed(
+    clip: open_clip.CLIP,
+    names: list[list[str]],
+    templates: Sequence[str],
+    batch_size: int,
+    recompute: bool,
+) -> Tensor:
+    """(T, P, D) of T lists of names."""
+    texts = [t.format(name) for of_class in names for name in of_class for t in templates]
+    features = encode_text(
+        clip,
+        tokenize(texts),
+        batch_tokens=batch_size,
+        recompute=recompute,
+        progress=len(texts) >= _LONG,
+    )
+    features = F.normalize(features, dim=-1).view(-1, len(templates), features.shape[-1])
+    owner = [i for i, of_class in enumerate(names) for _ in of_class]
+    sums = features.new_zeros(len(names), *features.shape[1:])
+    sums = sums.index_add(0, torch.tensor(owner, device=sums.device), features)
+    return F.normalize(sums, dim=-1)  # a sum and a mean point the same way
+
+
+def _cache_key(clip: open_clip.CLIP, names: list[list[str]], templates: Sequence[str]) -> str:
+    """Digest of everything that the features depend on."""
+    block = clip.transformer.resblocks[0]
+    tower = [type(block.mlp.gelu).__name__, block.attn.num_heads]
+    digest = hashlib.sha256(json.dumps([_FORMAT, tower, names, list(templates)]).encode())
+    for name, tensor in clip.state_dict().items():
+        if not name.startswith(("visual.", "logit_")):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(_bytes(tensor))
+    return digest.hexdigest()[:32]
+
+
+def _read_cache(path: Path) -> Tensor | None:
+    """The features in a cache file; None if there is none, or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            features = file.get_tensor("features")
+            expected = file.metadata()["sha256"]
+        if hashlib.sha256(_bytes(features)).hexdigest() != expected:
+            raise ValueError("its content has changed")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        logger.warning("Ignoring the damaged text cache %s (%s).", path, error)
+        return None
+    logger.info("Read text features of %d classes from %s", len(features), path)
+    return features
+
+
+def _write_cache(path: Path, features: Tensor) -> None:
+    """Keep features on disk; that this fails is no reason to stop."""
+    features = features.cpu().contiguous()
+    metadata = {"sha256": hashlib.sha256(_bytes(features)).hexdigest()}
+    try:
+        with atomic_write(path) as part:
+            save_file({"features": features}, part, metadata)
+    except (OSError, SafetensorError) as error:
+        logger.warning("Text features are not kept for next time: %s (%s)", path, error)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

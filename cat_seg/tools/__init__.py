@@ -1,0 +1,1 @@
+"""Commands: python -m cat_seg.tools.NAME."""

@@ -1,0 +1,1 @@
+"""Helpers with no knowledge of the model: files, weights, images."""

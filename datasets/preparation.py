@@ -1,0 +1,207 @@
+"""What the preparation scripts share: one file after another, each written whole or not at all.
+
+A script turns a data set into a list of `Work`, one for each label map. What is there already is
+kept, so a second run does only what is missing; an error is noted under the file's name, and the
+rest goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone need not be installed
+
+from cat_seg.data.datasets.builtin import SPLITS, dataset_root
+from cat_seg.data.label_maps import read_label_map, write_label_map
+from cat_seg.utils.parallel import map_files
+
+_SHOWN = 10  # names listed for one reason
+_PART = re.compile(r"\..+\.[0-9a-f]{8}\.\w+")  # what `atomic_write` leaves when it is killed
+
+
+class Skip(Exception):
+    """There is nothing to write for this file; the message says why."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The files made of one source."""
+
+    name: str  # of the source, for messages
+    outputs: tuple[Path, ...]
+    # Writes the outputs, and returns a remark if there is something to tell. Raises Skip, or
+    # ValueError where the source is wrong.
+    make: Callable[[], str | None]
+
+
+@dataclass
+class Summary:
+    """What a run did, by reason and name."""
+
+    title: str
+    written: int = 0
+    kept: int = 0
+    skipped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    wrong: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def __str__(self) -> str:
+        skipped, wrong = (sum(map(len, d.values())) for d in (self.skipped, self.wrong))
+        lines = [
+            f"{self.title}: {self.written} written, {self.kept} kept, {skipped} skipped, "
+            f"{wrong} wrong"
+        ]
+        kinds = {"skipped": self.skipped, "note": self.remarks, "WRONG": self.wrong}
+        for kind, reasons in kinds.items():
+            for reason, names in reasons.items():
+                more = f", ... ({len(names)})" if len(names) > _SHOWN else ""
+                lines.append(f"  {kind}: {reason}: {', '.join(names[:_SHOWN])}{more}")
+        return "\n".join(lines)
+
+
+class LabelTable:
+    """Maps the labels of a data set's own files to training labels.
+
+    Args:
+        table: Training label of each label.
+        other: Training label of all others; without it, another label is an error.
+    """
+
+    def __init__(self, table: Mapping[int, int], other: int | None = None) -> None:
+        self._lookup = np.full(1 << 16, -1 if other is None else other, dtype=np.int32)
+        self._lookup[list(table)] = list(table.values())
+
+    def __call__(self, labels: np.ndarray) -> np.ndarray:
+        """(H, W) integers -> (H, W) of int32.
+
+        Raises:
+            ValueError: if there is a label that the table does not know.
+        """
+        known = (labels >= 0) & (labels < len(self._lookup))
+        mapped = np.where(known, self._lookup[np.where(known, labels, 0)], -1)
+        if (mapped < 0).any():
+            values = ", ".join(map(str, np.unique(labels[mapped < 0])[:5]))
+            raise ValueError(f"unknown label {values}")
+        return mapped
+
+
+def run(title: str, work: Iterable[Work]) -> Summary:
+    """Does what is not done yet, in parallel."""
+    summary, todo = Summary(title), []
+    for item in work:
+        if all(output.exists() for output in item.outputs):
+            summary.kept += 1
+        else:
+            todo.append(item)
+    for folder in {output.parent for item in todo for output in item.outputs}:
+        for path in folder.glob(".*"):
+            if _PART.fullmatch(path.name):
+                path.unlink()
+
+    for item, (reasons, reason) in zip(todo, map_files(_attempt, todo, title), strict=True):
+        summary.written += reasons == "remarks"
+        if reason:
+            getattr(summary, reasons)[reason].append(item.name)
+    return summary
+
+
+def _attempt(item: Work) -> tuple[str, str | None]:
+    """Does one piece of work; returns a field of `Summary`, and the reason to note there."""
+    try:
+        return "remarks", item.make()
+    except Skip as reason:
+        return "skipped", str(reason)
+    except ValueError as error:
+        return "wrong", str(error)
+    except Exception as error:  # a damaged file must not end the run, however it is damaged
+        return "wrong", f"{type(error).__name__}: {error}"
+
+
+def convert_folder(title: str, source: Path, output: Path, table: LabelTable) -> Summary:
+    """Maps every PNG of `source` to one of the same name in `output`."""
+    needed(source)
+    paths = sorted(source.iterdir())
+    masks = [p for p in paths if p.suffix.lower() == ".png" and not p.name.startswith(".")]
+    summary = run(title, [mask_work(path, output / f"{path.stem}.png", table) for path in masks])
+    if strays := [path.name for path in paths if path not in set(masks)]:
+        summary.skipped["no PNG"] += strays
+    if not masks:
+        summary.wrong["no PNG in this folder"].append(str(source))
+    return summary
+
+
+def mask_work(source: Path, output: Path, table: LabelTable, *, drop_empty: bool = False) -> Work:
+    """The work of mapping one mask to 8 bit; `drop_empty` skips those that are all 255."""
+
+    def make() -> None:
+        labels = table(read_label_map(source)).astype(np.uint8)
+        if drop_empty and (labels == 255).all():
+            raise Skip("nothing but ignored pixels")
+        write_label_map(output, labels)
+
+    return Work(source.name, (output,), make)
+
+
+def needed(path: Path) -> Path:
+    """Returns the path of a source.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    if not path.exists():
+        raise ValueError(f"{path.absolute()} is missing; datasets/README.md says where to get it")
+    return path
+
+
+def read_list(path: Path) -> list[str]:
+    """Reads a list of ids, one a line, whatever the line ends.
+
+    Raises:
+        ValueError: if it is missing or empty.
+    """
+    ids = needed(path).read_text(encoding="utf-8-sig").split()
+    if not ids:
+        raise ValueError(f"{path.absolute()} is empty; expected one id a line")
+    return ids
+
+
+def split_folders(root: Path, name: str) -> tuple[Path, Path]:
+    """Returns the folders of images and of prepared label maps of a registered split."""
+    split = next(split for split in SPLITS if split.name == name)
+    return root / split.images, root / split.labels
+
+
+def main(prepare: Callable[[Path], list[Summary]], description: str | None) -> int:
+    """Runs a script; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="Data sets are looked for below $DETECTRON2_DATASETS, else ./datasets.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    return run_all({"": prepare})
+
+
+def run_all(preparations: Mapping[str, Callable[[Path], list[Summary]]]) -> int:
+    """Runs preparations by name, printing what each did; 1 if anything was wrong, else 0."""
+    code = 0
+    for name, prepare in preparations.items():
+        try:
+            for summary in prepare(dataset_root()):
+                print(summary)
+                code |= bool(summary.wrong)
+        except ValueError as error:
+            print(f"{name}: {error}".removeprefix(": "))
+            code = 1
+        except KeyboardInterrupt:
+            print("Interrupted; the same command goes on from here.")
+            return 130
+    return code

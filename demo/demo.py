@@ -1,0 +1,149 @@
+"""Segment images by any list of words.
+
+    python demo/demo.py --input photo.jpg --vocabulary "cat, sofa, window"
+
+For each image this writes NAME_overlay.jpg, the classes drawn over the image with a legend, and
+NAME_labels.png, the class of each pixel, with its names in NAME_labels.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+import cat_seg  # noqa: F401  (before any import of detectron2)
+
+# isort: split
+from cat_seg.data.datasets.categories import read_names
+from cat_seg.engine.predictor import DEFAULT_CONFIG, Predictor, load_config
+from cat_seg.utils.images import find_images, read_image
+from cat_seg.utils.visualize import draw_segmentation, save_label_map, save_picture
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo.
+
+    Returns:
+        The exit code: 1 if an image could not be read, or nothing could be done at all.
+    """
+    args = build_parser().parse_args(arguments)
+    try:
+        names = vocabulary_of(args)
+        args.output.mkdir(parents=True, exist_ok=True)
+        predictor = Predictor(load_config(args.config_file, args.opts, args.device), names)
+    except (ValueError, OSError) as error:
+        print(f"demo.py: {error}", file=sys.stderr)
+        return 1
+    images = find_images(args.input)
+    stems = output_names(images)
+    problems: list[str] = []
+    start = time.perf_counter()
+    bar = tqdm(images, unit="image", disable=None)
+    for path in bar:
+        bar.set_postfix_str(path.name)
+        try:
+            segment(predictor, path, args.output / stems[path])
+        except ValueError as error:
+            problems.append(str(error))
+    seconds = time.perf_counter() - start
+    if done := len(images) - len(problems):
+        plural = "s" if done > 1 else ""
+        print(
+            f"{done} image{plural} in {seconds:.1f} s ({seconds / done:.2f} s each): {args.output}"
+        )
+    for problem in problems:
+        print(f"Left out: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="PATH", help="images, globs or folders"
+    )
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument(
+        "--vocabulary",
+        metavar="WORDS",
+        help='classes parted by commas, synonyms of one class by "|": "sofa|couch, window"; '
+        "the config's vocabulary if left out",
+    )
+    words.add_argument(
+        "--vocabulary-file",
+        type=Path,
+        metavar="FILE",
+        help="the same as a JSON list, or one class a line; synonyms are parted by commas",
+    )
+    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR")
+    parser.add_argument("--config-file", default=DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument(
+        "--device", default="", help="cuda, mps or cpu; the best there is if left out"
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="changes to the config, such as MODEL.WEIGHTS path; the last option",
+    )
+    return parser
+
+
+def vocabulary_of(args: argparse.Namespace) -> list[str] | None:
+    """The class names that the command line asks for, or None."""
+    if args.vocabulary is not None:
+        names, source = args.vocabulary.replace("\n", ",").split(","), "--vocabulary"
+        names = [", ".join(s.strip() for s in name.split("|") if s.strip()) for name in names]
+    elif args.vocabulary_file is None:
+        return None
+    elif args.vocabulary_file.suffix.lower() == ".json":
+        return read_names(args.vocabulary_file)
+    else:
+        source = str(args.vocabulary_file)
+        try:
+            names = args.vocabulary_file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{source} cannot be read as a list of names: {error}") from error
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise ValueError(f'{source} names no class; expected words as in "cat, sofa, window".')
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"{source} has {', '.join(map(repr, twice))} more than once; name it once."
+        )
+    return names
+
+
+def output_names(images: Sequence[Path]) -> dict[Path, str]:
+    """A name for the outputs of each image: its own, numbered where several share it."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in images:
+        name, number = path.stem, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{path.stem}_{number}"
+        taken.add(name.lower())
+        names[path] = name
+    return names
+
+
+def segment(predictor: Predictor, path: Path, output: Path) -> None:
+    """Segment one image, and write what comes of it under the stem `output`."""
+    image = read_image(path)
+    labels = predictor(image)
+    names = predictor.class_names
+    picture = draw_segmentation(image, labels, names)
+    save_picture(output.with_name(f"{output.name}_overlay.jpg"), picture)
+    save_label_map(output.with_name(f"{output.name}_labels.png"), labels, names, image=str(path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Vocabularies, templates, text embeddings and their cache."""
+
+import json
+import logging
+import os
+
+import open_clip
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cat_seg.modeling import text_embedding
+from cat_seg.modeling.clip import split_in_proj, tokenize
+from cat_seg.modeling.prompt_templates import get_templates
+from cat_seg.modeling.text_embedding import default_cache_dir, embed_text
+from cat_seg.modeling.vocabulary import parse_vocabulary, read_vocabulary
+from tests.golden import GOLDEN, load_golden
+from tests.modeling.clip.tiny import golden_clip, tiny_clip
+
+NAMES = ["cat", "person, child", "traffic light"]
+TEMPLATES = ("a photo of a {}.", "the {}")
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The number of texts given to the encoder, call by call."""
+    calls = []
+    encode_text = text_embedding.encode_text
+
+    def counted(clip, tokens, **kwargs):
+        calls.append(len(tokens))
+        return encode_text(clip, tokens, **kwargs)
+
+    monkeypatch.setattr(text_embedding, "encode_text", counted)
+    return calls
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_matches_the_golden_runs(name):
+    golden, clip = load_golden(name), golden_clip(name)
+    templates = get_templates(golden.recipe["MODEL.PROMPT_ENSEMBLE_TYPE"])
+    synonyms = {"2023": "mean", "2024": "first"}[golden.recipe["generation"]]
+    for part in ("test", "train"):
+        with torch.inference_mode():
+            names = golden.recipe[f"{part}_classes"]
+            features = embed_text(clip, names, templates, synonyms=synonyms)
+        golden.assert_matches(features, f"text_features_{part}")
+
+
+def plain_embedding(clip, classes, templates):
+    """Template by template, synonym by synonym, at 77 tokens."""
+    rows = []
+    for synonyms in classes:
+        row = []
+        for template in templates:
+            texts = [template.format(name) for name in synonyms]
+            each = F.normalize(clip.encode_text(tokenize(texts)), dim=-1)
+            row.append(F.normalize(each.mean(0), dim=-1))
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("synonyms", ["mean", "first"])
+@pytest.mark.parametrize("batch_size", [1, 4096])
+def test_equals_the_plain_formulation(synonyms, batch_size):
+    clip = tiny_clip()
+    classes = [["cat"], ["person", "child"][: 2 if synonyms == "mean" else 1], ["traffic light"]]
+    with torch.no_grad():
+        expected = plain_embedding(clip, classes, TEMPLATES)
+        actual = embed_text(clip, NAMES, TEMPLATES, synonyms=synonyms, batch_size=batch_size)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_reach_every_tuned_projection(recompute):
+    clip = tiny_clip()
+    split_in_proj(clip)
+    features = embed_text(clip, NAMES, TEMPLATES, synonyms="first", recompute=recompute)
+    features.sum().backward()
+    for name, parameter in clip.transformer.named_parameters():
+        if name.endswith(("q_proj_weight", "v_proj_weight")):
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_a_second_start_encodes_nothing(tmp_path, encoded):
+    arguments = {"synonyms": "mean", "cache_dir": tmp_path / "cache"}
+    clip = tiny_clip()
+    first = embed_text(clip, NAMES, TEMPLATES, **arguments)
+    assert encoded == [8] and not first.requires_grad
+    torch.manual_seed(0)
+    again = tiny_clip()
+    again.load_state_dict(clip.state_dict())
+    second = embed_text(again, NAMES, TEMPLATES, **arguments)
+    assert encoded == [8]
+    assert torch.equal(first, second)
+
+
+def test_whatever_changes_the_features_is_encoded_anew(tmp_path, encoded):
+    clip = tiny_clip()
+    seen = [embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path)]
+    seen.append(embed_text(clip, NAMES, TEMPLATES, synonyms="first", cache_dir=tmp_path))
+    seen.append(embed_text(clip, NAMES[::-1], TEMPLATES, synonyms="mean", cache_dir=tmp_path))
+    seen.append(embed_text(clip, NAMES, TEMPLATES[::-1], synonyms="mean", cache_dir=tmp_path))
+    with torch.no_grad():
+        clip.transformer.resblocks[1].mlp.c_fc.bias[3] += 0.5
+    seen.append(embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path))
+    gelu = tiny_clip(quick_gelu=False)
+    gelu.load_state_dict(clip.state_dict())
+    seen.append(embed_text(gelu, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path))
+    assert len(encoded) == len(seen)
+    assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_the_image_encoder_does_not_matter_to_the_cache(tmp_path, encoded):
+    clip = tiny_clip()
+    embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path)
+    with torch.no_grad():
+        clip.visual.proj.add_(1)
+    embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path)
+    assert len(encoded) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "other"])
+def test_a_damaged_cache_is_ignored_and_replaced(tmp_path, encoded, damage, caplog):
+    clip = tiny_clip()
+    features = embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path)
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 255
+    damaged = {"cut": content[:-20], "changed": content, "empty": b"", "other": b"x" * 500}
+    file.write_bytes(damaged[damage])
+    with caplog.at_level(logging.WARNING):
+        again = embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path)
+    assert torch.equal(again, features) and len(encoded) == 2
+    assert f"Ignoring the damaged text cache {file}" in caplog.text
+    embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path)
+    assert len(encoded) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]  # nothing is left behind
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("not a folder")
+    with caplog.at_level(logging.WARNING):
+        features = embed_text(
+            tiny_clip(), NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path / "file" / "cache"
+        )
+    assert features.shape == (3, 2, 24)
+    assert "Text features are not kept for next time" in caplog.text
+
+
+def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("CAT_SEG_CACHE", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "text"
+    monkeypatch.delenv("CAT_SEG_CACHE")
+    assert str(default_cache_dir()) == os.path.expanduser("~/.cache/cat_seg/text")
+
+
+def test_autocast_does_not_reach_the_cache(tmp_path):
+    clip = tiny_clip()
+    exact = embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path / "a")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path / "b")
+    assert torch.equal(actual, exact)
+
+
+def test_templates():
+    imagenet = get_templates("imagenet")
+    assert len(imagenet) == 80 and len(set(imagenet)) == 80
+    assert imagenet[0] == "a bad photo of a {}." and imagenet[-1] == "a tattoo of the {}."
+    assert [t.format("cat") for t in imagenet] == [
+        template("cat") for template in open_clip.OPENAI_IMAGENET_TEMPLATES
+    ]
+    assert get_templates("single") == ("A photo of a {} in the scene",)
+    assert len(get_templates("imagenet_select")) == 8
+    with pytest.raises(ValueError, match="'imagnet'; expected one of imagenet, "):
+        get_templates("imagnet")
+
+
+def test_vocabulary_is_parted_into_synonyms():
+    assert parse_vocabulary(["bed ", "person, child,  man", "salt,pepper"]) == [
+        ["bed"],
+        ["person", "child", "man"],
+        ["salt,pepper"],
+    ]
+    for wrong, message in [
+        ([], "vocabulary is empty"),
+        (["cat", " "], "Class 1 of the vocabulary is ' '"),
+        (["cat", ", ,"], "Class 1 of the vocabulary is ', ,'"),
+        ("cat, dog", "is one string"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            parse_vocabulary(wrong)
+    with pytest.raises(ValueError, match="expected 'mean' or 'first'"):
+        embed_text(tiny_clip(), ["cat"], TEMPLATES, synonyms="all")
+
+
+def test_vocabulary_files(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(["cat", "dog, hound"]))
+    (tmp_path / "a.txt").write_text("\ufeffcat\n\n dog, hound \r\n", encoding="utf-8")
+    expected = ["cat", "dog, hound"]
+    assert read_vocabulary(tmp_path / "a.json") == expected
+    assert read_vocabulary(tmp_path / "a.txt") == expected
+    (tmp_path / "b.json").write_text('{"cat": 1}')
+    (tmp_path / "c.json").write_text("[")
+    (tmp_path / "d.txt").write_text("\n")
+    for name, message in [
+        ("b.json", "expected a JSON list of strings"),
+        ("c.json", "cannot be read as a vocabulary"),
+        ("d.txt", "the vocabulary is empty"),
+        ("e.txt", "cannot be read as a vocabulary"),
+    ]:
+        with pytest.raises(ValueError, match=f"(?i){name}: {message}"):
+            read_vocabulary(tmp_path / name)
