@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from cat_seg import add_cat_seg_config
 
 # isort: split
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from torch import nn
+from torch import Tensor, nn
 
 from tests.golden import load_golden
 
@@ -70,3 +74,10 @@ def golden_model(name: str, folder: Path, *opts: object) -> nn.Module:
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not missing and not unexpected, (missing[:3], unexpected[:3])
     return model.eval()
+
+
+def mapped_image(name: str) -> Tensor:
+    """The golden image as the test mapper gives it: (3, 640, 853)."""
+    image = load_golden(name).inference["image_hwc"].numpy()
+    resized = T.ResizeShortestEdge(640, 2560).get_transform(image).apply_image(image)
+    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
-from detectron2.data import transforms as T
 from torch import Tensor
 
 from cat_seg import CATSeg
 from cat_seg.data.datasets.categories import class_names
 from cat_seg.modeling.aggregator.correlation import correlate
 from tests.golden import GOLDEN, load_golden
-from tests.golden_model import golden_model
+from tests.golden_model import golden_model, mapped_image
 
 GUIDANCE = {
     "swin_tiny": ("guidance_res4", "guidance_res3", "guidance_res2"),
@@ -35,13 +33,6 @@ def model(name: str, tmp_path_factory: pytest.TempPathFactory) -> CATSeg:
 @pytest.fixture()
 def mapped(name: str) -> Tensor:
     return mapped_image(name)
-
-
-def mapped_image(name: str) -> Tensor:
-    """The golden image as the test mapper gives it: (3, 640, 853)."""
-    image = load_golden(name).inference["image_hwc"].numpy()
-    resized = T.ResizeShortestEdge(640, 2560).get_transform(image).apply_image(image)
-    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
 
 def test_every_stage_is_that_of_the_published_model(name: str, model: CATSeg, mapped: Tensor):
