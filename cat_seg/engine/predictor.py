@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,16 +46,33 @@ def load_config(
     if len(opts) % 2:
         raise ValueError(f"Options come in pairs of KEY VALUE; got {' '.join(opts)}.")
     path = project_file(config_file)
+    source = f"Config {path}"
     try:
         cfg.merge_from_file(str(path))
+        source = "Options"
         cfg.merge_from_list(list(opts))
-    except (AssertionError, KeyError, OSError, yaml.YAMLError) as error:
+    except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
         problem = " ".join(str(error.args[0] if len(error.args) == 1 else error).split())
-        raise ValueError(f"Config {path}: {problem}") from error
+        raise ValueError(f"{source}: {problem}{_like_it(problem, cfg)}") from error
     cfg.MODEL.DEVICE = _usable_device(device, cfg.MODEL.DEVICE)
     register_folders(cfg)
     cfg.freeze()
     return cfg
+
+
+def _like_it(problem: str, cfg: CfgNode) -> str:
+    """A hint where the problem is a key that does not exist: the one most like it."""
+    if not (unknown := re.search(r"Non-existent (?:config )?key: (\S+)", problem)):
+        return ""
+    near = difflib.get_close_matches(unknown[1], _keys(cfg), n=1)
+    return f"; did you mean {near[0]}?" if near else "; cat_seg/config.py explains our keys."
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
 
 
 def _usable_device(asked: str, default: str) -> str:
