@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         names = vocabulary_of(args)
-        args.output.mkdir(parents=True, exist_ok=True)
+        make_folder(args.output)
         predictor = Predictor(load_config(args.config_file, args.opts, args.device), names)
     except (ValueError, OSError) as error:
         print(f"demo.py: {error}", file=sys.stderr)
@@ -119,6 +119,20 @@ def vocabulary_of(args: argparse.Namespace) -> list[str] | None:
             f"{source} has {', '.join(map(repr, twice))} more than once; name it once."
         )
     return names
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of the outputs, if it is not there.
+
+    Raises:
+        ValueError: if that cannot be done.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--output {path}: {error.strerror}; expected a folder, there or to be made."
+        ) from error
 
 
 def output_names(images: Sequence[Path]) -> dict[Path, str]:

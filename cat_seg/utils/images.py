@@ -34,7 +34,9 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; expected an image file.")
+        raise ValueError(f"{path} is a folder without images; expected an image file.")
+    if not path.is_file() and glob.has_magic(str(path)):
+        raise ValueError(f"{path} matches no file; expected an image file.")
     if not path.is_file():
         problem = "is not a regular file" if path.exists() else "does not exist"
         raise ValueError(f"{path} {problem}; expected an image file.")
