@@ -75,7 +75,7 @@ def read_file(path: str | Path) -> Any:
                 return _torch_load(file)
             if head.startswith(b"\x80"):
                 return _Unpickler(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, safetensors.SafetensorError) as error:
+    except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: {error}") from error
     except (
         EOFError,
@@ -85,8 +85,10 @@ def read_file(path: str | Path) -> Any:
         LookupError,
         TypeError,
         AttributeError,
+        safetensors.SafetensorError,
     ) as error:
-        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: damaged or incomplete, get it again ({problem})") from error
     raise ValueError(
         f"{path}: not a weight file; expected safetensors, a file of torch.save or "
         "torch.jit.save, or a pickle of arrays"

@@ -160,7 +160,8 @@ def test_damaged_and_foreign_files_are_named(tmp_path, state, kind):
     else:
         path.write_text("" if kind == "empty" else "version https://git-lfs.github.com/spec/v1")
     path.write_bytes(path.read_bytes()[:-40] if "short" in kind else path.read_bytes())
-    with pytest.raises(ValueError, match=str(path)):
+    expected = "damaged or incomplete|pickle data was truncated" if "short" in kind else "not a"
+    with pytest.raises(ValueError, match=f"{path}: ({expected})"):
         read_weights(path)
 
 
