@@ -174,7 +174,9 @@ def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     if misshaped or lacking:
         problems = _list("missing", lacking) + _list("of another shape", misshaped)
         problems += _list("unexpected", unexpected)
-        belongs = f" It holds {describe(state)}." if has else ""
+        belongs = ""
+        if has:
+            belongs = f" It holds {describe(state)}; the config builds {describe(expected)}."
         raise ValueError(f"does not fit the model.{belongs} " + "; ".join(problems))
     if not holds_clip(state):
         _load_clip(model, required=has is not None)

@@ -152,5 +152,7 @@ def describe(state: dict[str, Tensor]) -> str:
     if proj is None:
         return f"the {year} generation"
     width = len(proj)
-    name = f"{_CONFIGS.get(width, 'your')}{'_2024' if year == 2024 else ''}"
-    return f"the {year} generation with a CLIP of width {width} (configs/{name}_*.yaml)"
+    model = f"the {year} generation with a CLIP of width {width}"
+    if width not in _CONFIGS:
+        return model
+    return f"{model} (configs/{_CONFIGS[width]}{'_2024' if year == 2024 else ''}_*.yaml)"
