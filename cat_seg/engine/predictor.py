@@ -54,6 +54,11 @@ def load_config(
     except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
         problem = " ".join(str(error.args[0] if len(error.args) == 1 else error).split())
         raise ValueError(f"{source}: {problem}{_like_it(problem, cfg)}") from error
+    except (AttributeError, RecursionError, TypeError) as error:  # fvcore's, of other contents
+        raise ValueError(
+            f"{source}: expected keys and values in the tree of the config, and a _BASE_, if there "
+            "is one, that is another file."
+        ) from error
     cfg.MODEL.DEVICE = _usable_device(device, cfg.MODEL.DEVICE)
     register_folders(cfg)
     cfg.freeze()

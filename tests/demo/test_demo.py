@@ -79,6 +79,8 @@ def test_all_is_well_with_the_vocabulary_of_the_config(config, photos, tmp_path)
         (["--opts", "MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
         (["--opts", "MODEL.WIGHTS", "a.pth"], "MODEL.WIGHTS; did you mean MODEL.WEIGHTS?"),
         (["--opts", "ABC", "1"], "ABC; cat_seg/config.py"),
+        (["--opts", "MODEL", "3"], "Options: "),
+        (["--opts", "MODEL.WEIGHTS.PATH", "3"], "Options: "),
         (["--opts", "MODEL.WEIGHTS"], "pairs"),
     ],
 )
@@ -95,6 +97,13 @@ def test_mistakes_are_told_in_a_sentence(config, photos, tmp_path, capsys, argum
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["", "hello", "[1, 2]", "_BASE_: config.yaml", "MODEL: 3"])
+def test_files_that_are_no_config_are_told(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"^Config .*config\.yaml: "):
+        load_config(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize(
