@@ -22,10 +22,12 @@ from detectron2.utils.logger import setup_logger
 from cat_seg.checkpoint import CATSegCheckpointer
 from cat_seg.engine import Trainer, check_inputs, launch, load_config
 from cat_seg.paths import project_file
+from cat_seg.utils.memory import keep_freed_memory
 
 
 def main(args: argparse.Namespace) -> None:
     """Run one process of a training or an evaluation."""
+    keep_freed_memory()
     cfg = load_config(args.config_file, args.opts)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="cat_seg")

@@ -8,6 +8,7 @@ B images or crops, T classes, D text width, H and W positions, K the side of a c
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,8 +29,12 @@ from cat_seg.modeling.aggregator import ClassLogits
 from cat_seg.modeling.aggregator.aggregator import LEFT_OUT
 from cat_seg.modeling.clip import clip_sizes
 from cat_seg.modeling.heads import CATSegHead
-from cat_seg.modeling.pieces import piece_length
+from cat_seg.modeling.pieces import piece_length, shrink_pieces
 from cat_seg.modeling.sliding_window import TileGrid, resize
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @META_ARCH_REGISTRY.register()
@@ -62,6 +67,7 @@ class CATSeg(nn.Module):
         crop_batch: int = 0,
         train_backbone: bool = False,
         labels_only: bool = False,
+        precision: str = "float32",
     ) -> None:
         """
         Args:
@@ -76,6 +82,10 @@ class CATSeg(nn.Module):
             crop_batch: crops taken at once in inference; 0 chooses for the device.
             train_backbone: whether the backbone is trained; its `norm0` never is.
             labels_only: inference returns labels and scores instead of every class's map.
+            precision: of autocast in inference, "float32" (none), "bf16" or "fp16".
+
+        Raises:
+            ValueError: if the precision is another.
         """
         super().__init__()
         self.backbone = backbone
@@ -85,6 +95,9 @@ class CATSeg(nn.Module):
         self.sliding_window = sliding_window
         self.crop_batch = crop_batch
         self.labels_only = labels_only
+        if precision not in PRECISIONS:
+            raise ValueError(f"TEST.PRECISION is {precision!r}; expected {', '.join(PRECISIONS)}.")
+        self.precision = PRECISIONS[precision]
         self.grid = sem_seg_head.predictor.transformer.grid
         for name, value in (
             ("pixel_mean", pixel_mean),
@@ -129,6 +142,7 @@ class CATSeg(nn.Module):
             "crop_batch": cfg.TEST.CROP_BATCH,
             "train_backbone": cfg.SOLVER.BACKBONE_MULTIPLIER > 0,
             "labels_only": cfg.TEST.LABELS_ONLY,
+            "precision": cfg.TEST.PRECISION,
         }
 
     @property
@@ -160,8 +174,9 @@ class CATSeg(nn.Module):
         """
         if self.training:
             return self.losses(batched_inputs)
-        with torch.no_grad():
-            return [self.inference(one) for one in batched_inputs]
+        half = self.precision != torch.float32
+        with torch.no_grad(), torch.autocast(self.device.type, self.precision, enabled=half):
+            return [self._inference_that_fits(one) for one in batched_inputs]
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """See `forward`."""
@@ -171,6 +186,19 @@ class CATSeg(nn.Module):
         labels = ImageList.from_tensors(targets, self.size_divisibility, ignore).tensor
         features, guidance = self.encode(*self.normalised(images, self.size_divisibility))
         return self.sem_seg_head.losses(features, guidance, labels)
+
+    def _inference_that_fits(self, one: dict[str, Any]) -> dict[str, Any]:
+        """`inference`, again with smaller pieces where the device's memory runs out."""
+        while True:
+            try:
+                return self.inference(one)
+            except torch.OutOfMemoryError:
+                if self.crop_batch != 1:
+                    self.crop_batch = 1
+                elif not shrink_pieces(self.device):
+                    raise
+            logger.warning("Out of memory on %s; going on with smaller pieces.", self.device)
+            torch.cuda.empty_cache()
 
     def inference(self, one: dict[str, Any]) -> dict[str, Any]:
         """Segment one image; see `forward`."""
@@ -183,6 +211,7 @@ class CATSeg(nn.Module):
         batch = self.crop_batch or (1 if self.device.type == "cpu" else len(crops))
         logits: list[ClassLogits] = []
         for i in range(0, len(crops), batch):
+            logits = [crop.compact() for crop in logits]  # gives back the volume before the next
             normalised = self.normalised(crops[i : i + batch], divisibility)
             logits += self.sem_seg_head(*self.encode(*normalised))
 

@@ -162,6 +162,9 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     cfg.TEST.SLIDING_OVERLAP = 0.333  # share of the kernel
     cfg.TEST.SLIDING_RESOLUTION = 640  # pixels
     cfg.TEST.CROP_BATCH = 0  # crops taken at once; 0: one on CPU, all of an image elsewhere
+    # Type of autocast in inference: "float32" for none, "bf16" or "fp16". Faster where the hardware
+    # is, and changes some labels (docs/performance.md).
+    cfg.TEST.PRECISION = "float32"
     # Return each pixel's class and its probability instead of every class's probability.
     cfg.TEST.LABELS_ONLY = False
     # Pooling before class aggregation in inference; None for the POOLING_SIZES of the head. The

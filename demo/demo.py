@@ -22,6 +22,7 @@ import cat_seg  # noqa: F401  (before any import of detectron2)
 from cat_seg.data.datasets.categories import read_names
 from cat_seg.engine.predictor import DEFAULT_CONFIG, Predictor, load_config
 from cat_seg.utils.images import find_images, read_image
+from cat_seg.utils.memory import keep_freed_memory
 from cat_seg.utils.visualize import draw_segmentation, save_label_map, save_picture
 
 
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 1 if an image could not be read, or nothing could be done at all.
     """
+    keep_freed_memory()
     args = build_parser().parse_args(arguments)
     try:
         names = vocabulary_of(args)

@@ -8,9 +8,12 @@ B images, T classes, P prompts, C channels, H and W positions, D text width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from einops import rearrange, repeat
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 Weights = dict[str, Tensor]
@@ -174,3 +177,234 @@ def aggregator(w: Weights, prefix: str, features: Tensor, text: Tensor, guidance
     x = decoder_block(w, prefix + "decoder1", x, maps[0])
     x = decoder_block(w, prefix + "decoder2", x, maps[1])
     return rearrange(conv(w, prefix + "head", x, 1), "(B T) 1 h w -> B T h w", B=B)
+
+
+# ---- encoders ------------------------------------------------------------------------------------
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | float = 0.0) -> Tensor:
+    """(B, L, C) three times, bias (B, heads, L, L) or broadcasting -> (B, L, C)"""
+    q, k, v = (rearrange(t, "b l (h d) -> b h l d", h=heads) for t in (q, k, v))
+    scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2) + bias
+    return rearrange(scores.softmax(-1) @ v, "b h l d -> b l (h d)")
+
+
+def projections(w: Weights, name: str) -> tuple[Tensor, Tensor]:
+    """Weight and bias of CLIP's q, k, v in one, (3 C, C) and (3 C,)."""
+    fused = w.get(name + ".in_proj_weight")
+    split = [w.get(f"{name}.{i}_proj_weight") for i in "qkv"]
+    return torch.cat(split) if fused is None else fused, w[name + ".in_proj_bias"]
+
+
+def clip_mlp(w: Weights, name: str, x: Tensor, quick: bool) -> Tensor:
+    y = linear(w, name + ".mlp.c_fc", norm(w, name + ".ln_2", x))
+    y = y * torch.sigmoid(1.702 * y) if quick else F.gelu(y)
+    return x + linear(w, name + ".mlp.c_proj", y)
+
+
+def clip_block(w: Weights, name: str, x: Tensor, heads: int, quick: bool,
+               mask: Tensor | float = 0.0) -> Tensor:  # fmt: skip
+    """(B, L, C) -> (B, L, C)"""
+    weight, bias = projections(w, name + ".attn")
+    q, k, v = F.linear(norm(w, name + ".ln_1", x), weight, bias).chunk(3, -1)
+    x = x + linear(w, name + ".attn.out_proj", attention(q, k, v, heads, mask))
+    return clip_mlp(w, name, x, quick)
+
+
+def clip_image(w: Weights, prefix: str, images: Tensor, heads: int, *, residual: str,
+               quick: bool = True, wanted: Sequence[int] = ()) -> list[Tensor]:  # fmt: skip
+    """(B, 3, K, K) -> (B, D, H, W), and the tokens of the wanted blocks, each (B, C, H, W)"""
+    x = F.conv2d(images, w[prefix + "conv1.weight"], stride=w[prefix + "conv1.weight"].shape[-1])
+    H, W = x.shape[-2:]
+    positions = w[prefix + "positional_embedding"]
+    side = int((len(positions) - 1) ** 0.5)
+    if (side, side) != (H, W):
+        grid = rearrange(positions[None, 1:], "1 (y x) c -> 1 c y x", y=side)
+        grid = F.interpolate(grid, (H, W), mode="bicubic", align_corners=False)
+        positions = torch.cat([positions[:1], rearrange(grid, "1 c y x -> (y x) c")])
+    x = rearrange(x, "b c y x -> b (y x) c")
+    x = torch.cat([w[prefix + "class_embedding"].expand(len(x), 1, -1), x], 1) + positions
+    x = norm(w, prefix + "ln_pre", x)
+    depth = 1 + max(int(k.split(".")[-4]) for k in w if k.startswith(prefix + "transformer") and
+                    k.endswith("mlp.c_fc.weight"))  # fmt: skip
+    kept = []
+    for i in range(depth - 1):
+        x = clip_block(w, f"{prefix}transformer.resblocks.{i}", x, heads, quick)
+        if i + 1 in wanted:
+            kept.append(x)
+    last = f"{prefix}transformer.resblocks.{depth - 1}"
+    weight, bias = projections(w, last + ".attn")
+    v = F.linear(norm(w, last + ".ln_1", x), weight.chunk(3)[2], bias.chunk(3)[2])
+    o = linear(w, last + ".attn.out_proj", v)
+    x = clip_mlp(w, last, o + (x if residual == "token" else x[:, :1]), quick)
+    x = norm(w, prefix + "ln_post", x) @ w[prefix + "proj"]
+    return [rearrange(t[:, 1:], "b (y x) c -> b c y x", y=H) for t in (x, *kept)]
+
+
+def clip_text(w: Weights, prefix: str, tokens: Tensor, heads: int, quick: bool = True) -> Tensor:
+    """(N, 77) -> (N, D), not normalised"""
+    x = w[prefix + "token_embedding.weight"][tokens] + w[prefix + "positional_embedding"]
+    mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, device=x.device).triu(1)
+    blocks = [k for k in w if k.startswith(prefix + "transformer") and "mlp.c_fc.weight" in k]
+    for i in range(len(blocks)):
+        x = clip_block(w, f"{prefix}transformer.resblocks.{i}", x, heads, quick, mask)
+    x = norm(w, prefix + "ln_final", x)
+    return x[torch.arange(len(x)), tokens.argmax(1)] @ w[prefix + "text_projection"]
+
+
+def swin_block(w: Weights, name: str, x: Tensor, heads: int, window: int,
+               shift: int) -> Tensor:  # fmt: skip
+    """(B, H, W, C) -> the same"""
+    B, H, W, _ = x.shape
+    y = norm(w, name + ".norm1", x)
+    y = F.pad(y, (0, 0, 0, -W % window, 0, -H % window))
+    height, width = y.shape[1:3]
+    region = torch.zeros(height, width, device=x.device)
+    if shift:
+        y = y.roll((-shift, -shift), (1, 2))
+        spans = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
+        for i, rows in enumerate(spans):
+            for j, columns in enumerate(spans):
+                region[rows, columns] = 3 * i + j
+    cut = "b (y r) (x c) d -> (b y x) (r c) d"
+    y = rearrange(y, cut, r=window, c=window)
+    region = rearrange(region, "(y r) (x c) -> (y x) (r c)", r=window, c=window)
+    mask = (region[:, :, None] != region[:, None, :]) * -100.0
+    at = torch.cartesian_prod(torch.arange(window), torch.arange(window)).to(x.device)
+    apart = at[:, None] - at[None] + window - 1
+    index = apart[..., 0] * (2 * window - 1) + apart[..., 1]
+    bias = w[name + ".attn.relative_position_bias_table"][index].permute(2, 0, 1)
+    q, k, v = linear(w, name + ".attn.qkv", y).chunk(3, -1)
+    y = attention(q, k, v, heads, bias + mask.repeat(B, 1, 1)[:, None])
+    y = linear(w, name + ".attn.proj", y)
+    back = "(b y x) (r c) d -> b (y r) (x c) d"
+    y = rearrange(y, back, y=height // window, x=width // window, r=window)
+    x = x + y.roll((shift, shift), (1, 2))[:, :H, :W]
+    y = F.gelu(linear(w, name + ".mlp.fc1", norm(w, name + ".norm2", x)))
+    return x + linear(w, name + ".mlp.fc2", y)
+
+
+def swin(w: Weights, prefix: str, images: Tensor, depths: Sequence[int], heads: Sequence[int],
+         window: int) -> list[Tensor]:  # fmt: skip
+    """(B, 3, h, w) -> maps of the stages, deepest first. Sides are even at every stage."""
+    weight = w[prefix + "patch_embed.proj.weight"]
+    x = F.conv2d(images, weight, w[prefix + "patch_embed.proj.bias"], stride=weight.shape[-1])
+    x = norm(w, prefix + "patch_embed.norm", rearrange(x, "b c h w -> b h w c"))
+    maps = []
+    for i, depth in enumerate(depths):
+        for j in range(depth):
+            name = f"{prefix}layers.{i}.blocks.{j}"
+            x = swin_block(w, name, x, heads[i], window, window // 2 if j % 2 else 0)
+        if f"{prefix}norm{i}.weight" in w:
+            maps.append(rearrange(norm(w, f"{prefix}norm{i}", x), "b h w c -> b c h w"))
+        if i + 1 < len(depths):
+            x = torch.cat([x[:, a::2, b::2] for b in (0, 1) for a in (0, 1)], -1)
+            name = f"{prefix}layers.{i}.downsample"
+            x = linear(w, name + ".reduction", norm(w, name + ".norm", x))
+    return maps[::-1]
+
+
+# ---- sliding window ------------------------------------------------------------------------------
+def bilinear(x: Tensor, size: int | tuple[int, int]) -> Tensor:
+    size = (size, size) if isinstance(size, int) else size
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def cut(image: Tensor, kernel: int = 384, stride: int = 256, side: int = 640) -> Tensor:
+    """(3, h, w) -> (5, 3, kernel, kernel): four windows, and the image as a whole"""
+    tiles = F.unfold(bilinear(image[None], side), kernel, stride=stride)
+    tiles = rearrange(tiles, "1 (c y x) n -> n c y x", c=3, y=kernel)
+    return torch.cat([tiles, bilinear(image[None], kernel)])
+
+
+def merge(logits: Tensor, height: int, width: int, kernel: int = 384, stride: int = 256,
+          side: int = 640) -> Tensor:  # fmt: skip
+    """(5, T, 4 H, 4 W) -> probabilities (T, height, width)"""
+    maps = bilinear(logits, kernel).sigmoid()
+    columns = rearrange(maps[:-1], "n t y x -> t (y x) n")
+    total = F.fold(columns, side, kernel, stride=stride)
+    count = F.fold(torch.ones_like(columns[:1]), side, kernel, stride=stride)
+    mean = (total / count + bilinear(maps[-1][:, None], side)) / 2
+    return bilinear(mean, (height, width))[:, 0]
+
+
+# ---- whole model ---------------------------------------------------------------------------------
+HEAD = "sem_seg_head.predictor."
+CLIP_NORM = ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.3231630))
+IMAGE_NORM = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+
+def normalised(images: Tensor, values: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+    mean, std = (images.new_tensor(v)[:, None, None] for v in values)
+    return (images - mean) / std
+
+
+def encode(w: Weights, crops: Tensor, *, clip_heads: int, clip_side: int, quick: bool = True,
+           depths: Sequence[int] = (), heads: Sequence[int] = (), window: int = 12, side: int = 384,
+           wanted: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """Crops -> dense features and guidance, deepest first: of Swin, or of CLIP's wanted blocks."""
+    x = bilinear(normalised(crops, CLIP_NORM), clip_side)
+    features, *tokens = clip_image(
+        w, HEAD + "clip_model.visual.", x, clip_heads, quick=quick, wanted=wanted,
+        residual="class" if wanted else "token",
+    )  # fmt: skip
+    if not wanted:
+        images = bilinear(normalised(crops, IMAGE_NORM), side)
+        return features, swin(w, "backbone.", images, depths, heads, window)
+    up = [
+        F.conv_transpose2d(t, w[f"upsample{i}.weight"], w[f"upsample{i}.bias"], stride=2 * i)
+        for i, t in enumerate(tokens, 1)
+    ]
+    return features, [features, *up]
+
+
+def segment(w: Weights, image: Tensor, text: Tensor, height: int, width: int, *,
+            encoders: dict[str, Any], aggregation: dict[str, Any], tiles: tuple[int, int, int],
+            crop_batch: int = 5) -> Tensor:  # fmt: skip
+    """(3, h, w) in 0..255 and text (T, P, D) -> probabilities (T, height, width)"""
+    logits = []
+    for crops in cut(image, *tiles).split(crop_batch):
+        features, guidance = encode(w, crops, **encoders)
+        logits.append(aggregator(w, HEAD + "transformer.", features, text, guidance, **aggregation))
+    return merge(torch.cat(logits), height, width, *tiles)
+
+
+def loss(w: Weights, images: Tensor, labels: Tensor, text: Tensor, *,
+         encoders: dict[str, Any], aggregation: dict[str, Any], **_: Any) -> Tensor:  # fmt: skip
+    """(B, 3, h, w) in 0..255, (B, h, w), (T, P, D) -> the training loss"""
+    features, guidance = encode(w, images, **encoders)
+    logits = aggregator(w, HEAD + "transformer.", features, text, guidance, **aggregation)
+    logits = bilinear(logits, tuple(labels.shape[-2:]))
+    target = labels[:, None] == torch.arange(len(text), device=labels.device)[:, None, None]
+    return F.binary_cross_entropy_with_logits(logits, target.float())
+
+
+def settings(cfg: Any, model: nn.Module) -> dict[str, Any]:
+    """What `segment` and `loss` have to be told of a config and the model built from it."""
+    predictor: Any = model.sem_seg_head.predictor
+    head, visual = cfg.MODEL.SEM_SEG_HEAD, predictor.clip_model.visual
+    block = visual.transformer.resblocks[0]
+    encoders = {
+        "clip_heads": block.attn.num_heads,
+        "clip_side": head.FEATURE_RESOLUTION[0] * visual.patch_size[0],
+        "quick": type(block.mlp.gelu).__name__ == "QuickGELU",
+        "wanted": predictor.guidance_layers,
+    }
+    if not predictor.guidance_layers:
+        names = ("depths", "DEPTHS"), ("heads", "NUM_HEADS"), ("window", "WINDOW_SIZE")
+        encoders |= {ours: cfg.MODEL.SWIN[key] for ours, key in names}
+        deepest = cfg.MODEL.SWIN.PATCH_SIZE * 2 ** (len(head.IN_FEATURES) - 1)
+        encoders["side"] = deepest * head.FEATURE_RESOLUTION[0]
+    aggregation = {
+        "layers": head.NUM_LAYERS,
+        "heads": head.NUM_HEADS,
+        "window": head.WINDOW_SIZES,
+        "kind": head.ATTENTION_TYPE,
+        "pooling": tuple(
+            head.POOLING_SIZES if model.training else cfg.TEST.POOLING_SIZES or head.POOLING_SIZES
+        ),
+        "padding": predictor.transformer.layers[0].attention.padding,
+        "max_classes": predictor.transformer.max_classes,
+    }
+    kernel = cfg.TEST.SLIDING_KERNEL
+    stride = int(kernel * (1 - cfg.TEST.SLIDING_OVERLAP))
+    tiles = (kernel, stride, cfg.TEST.SLIDING_RESOLUTION)
+    return {"encoders": encoders, "aggregation": aggregation, "tiles": tiles}

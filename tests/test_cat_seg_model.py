@@ -10,9 +10,11 @@ from torch import Tensor
 
 from cat_seg import CATSeg
 from cat_seg.data.datasets.categories import class_names
+from cat_seg.modeling import pieces
 from cat_seg.modeling.aggregator.correlation import correlate
+from tests import plain
 from tests.golden import GOLDEN, load_golden
-from tests.golden_model import golden_model, mapped_image
+from tests.golden_model import golden_cfg, golden_model, mapped_image
 
 GUIDANCE = {
     "swin_tiny": ("guidance_res4", "guidance_res3", "guidance_res2"),
@@ -88,6 +90,19 @@ def test_sliding_window_and_whole_image(name: str, model: CATSeg, mapped: Tensor
         model.sliding_window = tiles
 
 
+def test_the_whole_model_is_the_plain_formulation(name: str, tmp_path, mapped: Tensor):
+    pieces = ("MODEL.SEM_SEG_HEAD.CLASS_CHUNK", 3)
+    cfg, model = golden_cfg(name, tmp_path, *pieces), golden_model(name, tmp_path, *pieces)
+    with torch.no_grad():
+        text = model.sem_seg_head.predictor.text_features()
+        expected = plain.segment(
+            model.state_dict(), mapped.float(), text, 40, 50, **plain.settings(cfg, model)
+        )
+    actual = model([{"image": mapped, "height": 40, "width": 50}])[0]["sem_seg"]
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+    assert torch.equal(actual.argmax(0), expected.argmax(0))
+
+
 def test_more_classes_than_the_limit(tmp_path):
     model = golden_model("clip_tiny", tmp_path)
     names = class_names("ade847")[:300]
@@ -121,6 +136,61 @@ def test_a_batch_is_its_images_one_by_one(model: CATSeg, mapped: Tensor):
     assert together[1]["sem_seg"].shape[1:] == (200, 300)
     for one, result in zip(images, together, strict=True):
         torch.testing.assert_close(model([one])[0], result)
+
+
+@pytest.mark.usefixtures("single_crop")
+def test_half_precision_changes_few_labels_and_keeps_float32_results(model: CATSeg, mapped: Tensor):
+    image = {"image": mapped, "height": 60, "width": 80}
+    exact = model([image])[0]["sem_seg"]
+    model.precision = torch.bfloat16
+    try:
+        half = model([image])[0]["sem_seg"]
+    finally:
+        model.precision = torch.float32
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, exact, atol=0.1, rtol=0)
+    assert not torch.equal(half, exact)
+    assert (half.argmax(0) == exact.argmax(0)).float().mean() > 0.7  # of random weights
+
+
+def test_an_unknown_precision_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"TEST.PRECISION is 'half'.*bf16"):
+        golden_model("clip_tiny", tmp_path, "TEST.PRECISION", "half")
+
+
+def test_out_of_memory_is_met_with_smaller_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    model = golden_model("clip_tiny", tmp_path)
+    monkeypatch.setitem(pieces.PIECE_BYTES, "cpu", 8 << 20)
+    room = [5, 4, 3]  # it fits at the fourth try
+    seen = []
+
+    def inference(one: object) -> dict[str, object]:
+        seen.append((model.crop_batch, pieces.PIECE_BYTES["cpu"] >> 20))
+        if room:
+            room.pop()
+            raise torch.OutOfMemoryError
+        return {"labels": one}
+
+    monkeypatch.setattr(model, "inference", inference)
+    assert model(["image"]) == [{"labels": "image"}]
+    assert seen == [(0, 8), (1, 8), (1, 4), (1, 2)]
+    room += [0] * 9
+    with pytest.raises(torch.OutOfMemoryError):
+        model(["image"])
+
+
+def test_the_logits_lie_in_the_volume_until_the_next_crop(tmp_path):
+    model = golden_model("swin_tiny", tmp_path)
+    crops = torch.rand(2, 3, 384, 384) * 255
+    with torch.no_grad():
+        logits = model.sem_seg_head(*model.encode(*model.normalised(list(crops))))
+    for image in logits:
+        compact = image.compact()
+        assert torch.equal(compact.values, image.values)
+        own = compact.values.numel() * 4
+        assert compact.values.untyped_storage().nbytes() == own
+        assert image.values.untyped_storage().nbytes() > own
+        assert compact.compact() is compact
 
 
 def test_pieces_and_crop_batches_change_nothing(model: CATSeg, mapped: Tensor):

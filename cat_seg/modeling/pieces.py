@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 # Bytes of the widest activation of one piece: small enough for a CPU's caches, large enough to
-# fill a GPU.
+# fill a GPU. On a GPU also at most a share of what is free, since several such live at once.
 PIECE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20, "mps": 64 << 20}
+_SHARE_OF_FREE = 1 / 16
+_LEAST_PIECE_BYTES = 1 << 20
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -42,6 +44,21 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+class InferenceLinear(nn.Linear):
+    """`nn.Linear`, by `linear` where no gradients are recorded."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        compute = F.linear if torch.is_grad_enabled() else linear
+        return compute(input, self.weight, self.bias)
+
+
+def use_linear(module: nn.Module) -> None:
+    """Let every `nn.Linear` in a module of another library be an `InferenceLinear`."""
+    for child in module.modules():
+        if type(child) is nn.Linear:
+            child.__class__ = InferenceLinear  # the same parameters and names
+
+
 def add(x: Tensor, y: Tensor) -> Tensor:
     """x + y, into y where it can hold the sum. y must be a fresh result that nothing else needs."""
     return y.add_(x) if x.dtype == y.dtype and x.shape == y.shape else x + y
@@ -49,7 +66,40 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 
 def piece_length(bytes_each: int, device: torch.device) -> int:
     """How many items of `bytes_each` make a piece on this device; at least one."""
-    return max(1, PIECE_BYTES.get(device.type, PIECE_BYTES["cuda"]) // max(1, bytes_each))
+    limit = PIECE_BYTES.get(device.type, PIECE_BYTES["cuda"])
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + reserved
+        limit = min(limit, max(_LEAST_PIECE_BYTES, int(_SHARE_OF_FREE * free)))
+    return max(1, limit // max(1, bytes_each))
+
+
+def shrink_pieces(device: torch.device) -> bool:
+    """Halve the pieces from now on, after memory ran out. Returns whether that was possible."""
+    kind = device.type if device.type in PIECE_BYTES else "cuda"
+    if PIECE_BYTES[kind] <= _LEAST_PIECE_BYTES:
+        return False
+    PIECE_BYTES[kind] //= 2
+    return True
+
+
+def gather_pieces(pieces: Iterable[Tensor], count: int) -> Tensor:
+    """`torch.cat` along dimension 1; without gradients no two copies of it exist at any time.
+
+    Args:
+        pieces: at least one, made when asked for.
+        count: the sum of their lengths.
+    """
+    if torch.is_grad_enabled():
+        return torch.cat(list(pieces), dim=1)
+    whole, done = None, 0
+    for piece in pieces:
+        if whole is None:
+            whole = piece.new_empty(len(piece), count, *piece.shape[2:])
+        whole[:, done : done + piece.shape[1]] = piece
+        done += piece.shape[1]
+    assert whole is not None and done == count
+    return whole
 
 
 def map_pieces(

@@ -37,12 +37,14 @@ from cat_seg.evaluation.protocol import deviations, published_model
 from cat_seg.evaluation.report import write_report
 from cat_seg.evaluation.summary import Outcome, save_summary, summary_table
 from cat_seg.paths import project_file
+from cat_seg.utils.memory import keep_freed_memory
 
 logger = logging.getLogger("cat_seg.tools.evaluate")
 
 
 def main(args: argparse.Namespace) -> None:
     """Run one process of an evaluation."""
+    keep_freed_memory()
     cfg = read_config(args)
     args.config_file = str(project_file(args.config_file))  # for `default_setup`
     default_setup(cfg, args)

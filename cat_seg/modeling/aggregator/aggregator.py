@@ -4,7 +4,8 @@ B images, T classes, P prompt templates, D text width, C channels, H and W posit
 
 The volume has one layout from the first convolution to the head, (B, T, H, W, C): linear layers
 and attention see it as rows, convolutions as a channels-last map. All steps but class aggregation
-see each class alone and take the classes in pieces.
+see each class alone and take the classes in pieces. Under autocast the cost volume, the volume
+between the layers and the last convolution stay float32.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cat_seg.modeling.aggregator.class_aggregation import ClassAggregation
-from cat_seg.modeling.aggregator.correlation import correlate, most_similar_classes
+from cat_seg.modeling.aggregator.correlation import correlate, most_similar_classes, unit_length
 from cat_seg.modeling.aggregator.decoder import DecoderBlock
 from cat_seg.modeling.aggregator.spatial_aggregation import SpatialAggregation
-from cat_seg.modeling.pieces import Linear, map_pieces, piece_length
+from cat_seg.modeling.pieces import Linear, gather_pieces, map_pieces, piece_length
 
 # The logit of a class that was left out of the aggregation.
 LEFT_OUT = -100.0
@@ -34,6 +35,13 @@ class ClassLogits(NamedTuple):
 
     values: Tensor  # (T', 4 H, 4 W)
     classes: Tensor | None  # (T',) their indices, ascending; None when these are all
+
+    def compact(self) -> ClassLogits:
+        """The same, no longer in the memory of the volume that it was decoded from."""
+        own = self.values.numel() * self.values.element_size()
+        if self.values.untyped_storage().nbytes() == own:
+            return self
+        return self._replace(values=self.values.clone())
 
     def of(self, classes: Tensor) -> Tensor:
         """The maps of some classes, (len(classes), 4 H, 4 W); `LEFT_OUT` where left out."""
@@ -191,7 +199,6 @@ class Aggregator(nn.Module):
                 f"{self.grid} of both."
             )
         features = F.normalize(rearrange(features, "B D H W -> B H W D").float(), dim=-1)
-        text = F.normalize(text.float(), dim=-1)
         if 0 < self.max_classes < len(text):
             return [
                 self._aggregate_most_similar(
@@ -210,7 +217,7 @@ class Aggregator(nn.Module):
         return ClassLogits(self.aggregate(features, text[classes], guidance)[0], classes)
 
     def aggregate(self, features: Tensor, text: Tensor, guidance: Sequence[Tensor]) -> Tensor:
-        """Features and text of unit length, (B, H, W, D) and (T, P, D) -> (B, T, 4 H, 4 W)."""
+        """Features of unit length and text, (B, H, W, D) and (T, P, D) -> (B, T, 4 H, 4 W)."""
         length = self._piece(len(features), features.device)
         appearance = None
         if self.guidance_projection is not None:
@@ -218,10 +225,11 @@ class Aggregator(nn.Module):
             appearance = appearance.contiguous()
         text_guidance = None
         if self.text_guidance_projection is not None:
-            mean = F.normalize(text.mean(dim=1), dim=-1)
+            means = [unit_length(t).mean(dim=1) for t in text.split(length)]
+            mean = F.normalize(torch.cat(means), dim=-1)
             text_guidance = self.text_guidance_projection(mean)  # (T, .)
 
-        x = torch.cat([self.embed(features, t) for t in text.split(length)], dim=1)
+        x = gather_pieces((self.embed(features, t) for t in text.split(length)), len(text))
         for layer in self.layers:
             assert isinstance(layer, AggregatorLayer)
             guided = layer.swin_block.guide(appearance)
@@ -232,13 +240,13 @@ class Aggregator(nn.Module):
 
     def embed(self, features: Tensor, text: Tensor) -> Tensor:
         """Correlation and first convolution: (B, H, W, D), (T, P, D) -> (B, T, H, W, C)."""
-        cost = correlate(features, text)  # (B, T, H, W, P)
+        cost = correlate(features, unit_length(text))  # (B, T, H, W, P)
         x = self.conv1(rearrange(cost, "B T H W P -> (B T) P H W"))
-        return rearrange(x, "(B T) C H W -> B T H W C", B=len(features))
+        return rearrange(x, "(B T) C H W -> B T H W C", B=len(features)).float()
 
     def decode(self, x: Tensor, guidance: Sequence[Tensor], length: int) -> Tensor:
-        """(B, T, H, W, C) -> (B, T, 4 H, 4 W)."""
-        H, W = x.shape[2:4]
+        """(B, T, H, W, C) -> (B, T, 4 H, 4 W), overwriting x where no gradient is needed."""
+        B, T, H, W, C = x.shape
         maps: list[Tensor | None] = [None, None]
         if self.decoder_guidance_projection is not None:
             maps = [p(g) for p, g in zip(self.decoder_guidance_projection, guidance, strict=True)]
@@ -247,13 +255,21 @@ class Aggregator(nn.Module):
 
         def piece(x: Tensor) -> Tensor:
             y = rearrange(x, "B T H W C -> (B T) C H W")
-            y = self.head(self.decoder2(self.decoder1(y, first), second))
+            y = self.decoder2(self.decoder1(y, first), second)
+            with torch.autocast(y.device.type, enabled=False):  # half precision makes logits tie
+                y = self.head(y.float())
             return rearrange(y, "(B T) 1 h w -> B T h w", B=len(x))
 
         pieces = x.split(length, dim=1)
         if self.recompute and torch.is_grad_enabled():
             return torch.cat([checkpoint(piece, p, use_reentrant=False) for p in pieces], dim=1)
-        return torch.cat([piece(p) for p in pieces], dim=1)
+        if torch.is_grad_enabled() or C < 16:
+            return torch.cat([piece(p) for p in pieces], dim=1)
+        # A class has fewer logits than it had channels: they fit where it, or one before it, was.
+        logits = x.view(B, -1)[:, : T * 16 * H * W].view(B, T, 4 * H, 4 * W)
+        for done, p in zip(range(0, T, length), pieces, strict=True):
+            logits[:, done : done + length] = piece(p)
+        return logits
 
     def _piece(self, B: int, device: torch.device) -> int:
         """How many classes of B images make a piece."""

@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+
+def unit_length(text: Tensor) -> Tensor:
+    """Text features as float32 of unit length along the last dimension."""
+    return F.normalize(text.float(), dim=-1)
 
 
 def correlate(features: Tensor, text: Tensor) -> Tensor:
@@ -20,7 +26,8 @@ def correlate(features: Tensor, text: Tensor) -> Tensor:
         (B, T, H, W, P), in -1..1.
     """
     B, H, W, D = features.shape
-    similarity = torch.matmul(features.reshape(B, 1, H * W, D), text.transpose(1, 2))
+    with torch.autocast(features.device.type, enabled=False):  # small differences decide
+        similarity = torch.matmul(features.reshape(B, 1, H * W, D), text.transpose(1, 2))
     return similarity.view(B, len(text), H, W, -1)
 
 
@@ -29,12 +36,14 @@ def most_similar_classes(features: Tensor, text: Tensor, count: int, length: int
 
     Args:
         features: (H, W, D), of unit length along D.
-        text: (T, P, D), of unit length along D.
+        text: (T, P, D), of any length along D.
         count: how many classes to keep, at most T.
         length: classes to look at in one piece.
 
     Returns:
         (count,) class indices, ascending.
     """
-    peaks = [correlate(features[None], t).amax(dim=(0, 2, 3, 4)) for t in text.split(length)]
+    peaks = [
+        correlate(features[None], unit_length(t)).amax(dim=(0, 2, 3, 4)) for t in text.split(length)
+    ]
     return torch.cat(peaks).topk(count).indices.sort().values

@@ -17,6 +17,8 @@ from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cat_seg.modeling.pieces import use_linear
+
 
 @BACKBONE_REGISTRY.register()
 class D2SwinTransformer(Backbone):
@@ -224,6 +226,7 @@ class SwinBlock(SwinTransformerBlock):
             dynamic_mask=True,
             **kwargs,
         )
+        use_linear(self)
         # Fused attention has a fixed scale in timm.
         self.attn.fused_attn = qk_scale is None  # type: ignore[misc]
         self.attn.scale = qk_scale or self.attn.scale

@@ -256,7 +256,7 @@ class CATSegPredictor(nn.Module):
         state = [(id(w), w._version, w.device, w.dtype) for w in weights]
         kept = self._text.get(names)
         if kept is None or kept[0] != state:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(weights[0].device.type, enabled=False):
                 kept = (state, self._embed(names, self.cache_dir))
             in_use = (self.train_names, self.test_names)
             self._text = {n: t for n, t in self._text.items() if n in in_use} | {names: kept}

@@ -1,0 +1,454 @@
+"""Measures time and memory of one image: python -m cat_seg.tools.benchmark --help.
+
+    python -m cat_seg.tools.benchmark --config-file configs/vitl.yaml --classes 150 --against-plain
+
+Weights and text features are random: what they are changes no time. `--against-plain` runs the
+formulation of tests/plain.py, written straight from the formulas, in the same process on the same
+weights, in turns, and compares the results. Memory is that beyond the weights, of the first run.
+`--training B` measures forward and backward pass of a batch of B crops instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import platform
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from tqdm import tqdm
+
+import cat_seg  # noqa: F401  (before any import of detectron2)
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from cat_seg.cat_seg_model import CATSeg
+from cat_seg.engine import load_config
+from cat_seg.paths import project_file
+from cat_seg.utils import memory
+from cat_seg.utils.files import atomic_write
+
+STAGES = ("encoders", "spatial", "class", "decoder", "merging")
+
+
+class Side:
+    """One formulation: what to run, and where its stages are."""
+
+    def __init__(self, run: Callable[[], Tensor], stages: dict[str, list[tuple[Any, str]]]):
+        """
+        Args:
+            run: gives the result for one image.
+            stages: of each stage the functions that it consists of, as owner and attribute.
+        """
+        self.run = run
+        self.stages = stages
+        self.seconds: list[float] = []
+        self.stage_seconds: dict[str, list[float]] = defaultdict(list)
+        self.peak_bytes = 0
+        self.flops = 0
+        self.result = torch.empty(0)
+
+    def first(self, device: torch.device) -> None:
+        """Run once, to warm up and to measure memory."""
+        self.result = torch.empty(0)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+        else:
+            memory.give_back_memory()
+            before = memory.resident_bytes() if memory.reset_peak() else 0
+        self.result = self.run()
+        peak = (
+            torch.cuda.max_memory_allocated(device)
+            if device.type == "cuda"
+            else memory.peak_bytes()
+        )
+        size = self.result.numel() * self.result.element_size()
+        self.peak_bytes = peak - before - size if before else 0
+
+    def again(self, device: torch.device, stages: bool) -> None:
+        """Run once, to measure time, of the stages too if asked for."""
+        spent: dict[str, float] = defaultdict(float)
+        with contextlib.ExitStack() as stack:
+            for stage, functions in self.stages.items() if stages else ():
+                for owner, name in functions:
+                    stack.enter_context(_timed(owner, name, spent, stage, device))
+            start = _now(device)
+            self.run()
+            total = _now(device) - start
+        self.seconds.append(total)
+        for stage in self.stages if stages else ():
+            self.stage_seconds[stage].append(spent[stage])
+        if stages:
+            self.stage_seconds["rest"].append(total - sum(spent.values()))
+
+    def count(self) -> None:
+        """Run once, to count floating-point operations."""
+        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        with FlopCounterMode(display=False, custom_mapping={attention: _attention_flops}) as mode:
+            self.run()
+        self.flops = mode.get_total_flops()
+
+    def summary(self) -> dict[str, Any]:
+        seconds = statistics.median(self.seconds)
+        figures: dict[str, Any] = {
+            "seconds": round(seconds, 4),
+            "seconds_least": round(min(self.seconds), 4),
+            "seconds_most": round(max(self.seconds), 4),
+            "peak_gigabytes_beyond_weights": round(self.peak_bytes / 1e9, 3),
+        }
+        if self.flops:
+            figures["gflop"] = round(self.flops / 1e9, 1)
+            figures["gflop_per_second"] = round(self.flops / 1e9 / seconds, 1)
+        if self.stage_seconds:
+            figures["stage_seconds"] = {
+                stage: round(statistics.median(times), 4)
+                for stage, times in self.stage_seconds.items()
+            }
+        return figures
+
+
+def our_side(model: CATSeg, image: Tensor, size: tuple[int, int]) -> Side:
+    """The package."""
+    transformer = model.sem_seg_head.predictor.transformer
+    inputs = {"image": image, "height": size[0], "width": size[1]}
+
+    def run() -> Tensor:
+        result = model([inputs])[0]
+        return result["labels"] if model.labels_only else result["sem_seg"]
+
+    return Side(
+        run,
+        {
+            "encoders": [(model, "encode")],
+            "spatial": [(layer.swin_block, "forward") for layer in transformer.layers],
+            "class": [(layer.attention, "forward") for layer in transformer.layers],
+            "decoder": [(transformer, "decode")],
+            "merging": [(model, "assemble")],
+        },
+    )
+
+
+def plain_side(
+    plain: ModuleType, cfg: CfgNode, model: CATSeg, image: Tensor, text: Tensor,
+    size: tuple[int, int], crop_batch: int,
+) -> Side:  # fmt: skip
+    """The plain formulation on the same weights."""
+    if model.sliding_window is None:
+        raise ValueError("--against-plain needs TEST.SLIDING_WINDOW True.")
+    settings = plain.settings(cfg, model)
+    weights = model.state_dict()
+    image = image.to(model.device)
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        maps = plain.segment(weights, image, text, *size, crop_batch=crop_batch, **settings)
+        return maps.argmax(0) if model.labels_only else maps
+
+    names = {
+        "encoders": "encode", "spatial": "spatial_aggregation", "class": "class_aggregation",
+        "decoder": "decoder_block", "merging": "merge",
+    }  # fmt: skip
+    return Side(run, {stage: [(plain, name)] for stage, name in names.items()})
+
+
+def training_sides(
+    args: argparse.Namespace, cfg: CfgNode, model: CATSeg, text: Tensor
+) -> dict[str, Side]:
+    """Loss and gradients of a batch, by the package and, if asked for, by the plain formulation."""
+    model.train()
+    random = torch.Generator().manual_seed(0)
+    side = cfg.INPUT.CROP.SIZE[0]
+    images = torch.randint(0, 256, (args.training, 3, side, side), generator=random).float()
+    labels = torch.randint(0, len(text), (args.training, side, side), generator=random)
+    images, labels = images.to(model.device), labels.to(model.device)
+    batch = [{"image": i, "sem_seg": s} for i, s in zip(images, labels, strict=True)]
+
+    def step(loss: Callable[[], Tensor]) -> Tensor:
+        model.zero_grad()
+        value = loss()
+        value.backward()
+        return value.detach()
+
+    sides = {"package": Side(partial(step, lambda: model(batch)["loss_sem_seg"]), {})}
+    if args.against_plain:
+        plain = load_plain()
+        settings = plain.settings(cfg, model)
+        weights = dict(model.named_parameters()) | dict(model.named_buffers())
+        sides["plain"] = Side(
+            partial(step, lambda: plain.loss(weights, images, labels, text, **settings)), {}
+        )
+    return sides
+
+
+def load_plain() -> ModuleType:
+    """tests/plain.py of the clone.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    try:
+        path = project_file("tests/plain.py")
+    except ValueError as error:
+        raise ValueError("--against-plain needs a clone: tests/plain.py is not there.") from error
+    spec = importlib.util.spec_from_file_location("plain", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build(args: argparse.Namespace, classes: int) -> tuple[CfgNode, CATSeg, Tensor]:
+    """The model with random weights, and text features of so many classes."""
+    torch.manual_seed(0)
+    cfg = load_config(args.config_file, ["TEST.TEXT_CACHE", "none", *args.opts], args.device)
+    model: CATSeg = build_model(cfg).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 0 or not parameter.any():  # not left at zero: nothing is skipped
+            nn.init.normal_(parameter, std=0.02)
+    return cfg, model, set_classes(model, classes)
+
+
+def set_classes(model: CATSeg, classes: int) -> Tensor:
+    """Give the model so many classes with random text features, (T, P, D)."""
+    predictor = model.sem_seg_head.predictor
+    width = predictor.clip_model.text_projection.shape[1]
+    random = torch.Generator().manual_seed(0)
+    text = torch.randn(classes, len(predictor.templates), width, generator=random)
+    text = F.normalize(text, dim=-1).to(model.device)
+    names = tuple(f"class {i}" for i in range(classes))
+    predictor.train_names = predictor.test_names = names
+    predictor.text_features = lambda: text
+    return text
+
+
+def measure(args: argparse.Namespace, classes: int) -> dict[str, Any]:
+    """Everything that the options ask for, of one number of classes."""
+    cfg, model, text = build(args, classes)
+    if args.training:
+        sides = training_sides(args, cfg, model, text)
+    else:
+        sides = inference_sides(args, cfg, model, text)
+    steps = tqdm(total=len(sides) * (1 + args.repeat + args.flops), desc=f"{classes} classes")
+    for side in sides.values():
+        side.first(model.device)
+        steps.update()
+    difference = compare(*(side.result for side in sides.values())) if args.against_plain else {}
+    for side in sides.values():
+        side.result = torch.empty(0)
+    for _ in range(args.repeat):
+        for side in sides.values():  # in turns, so that both see the same machine
+            side.again(model.device, args.stages)
+            steps.update()
+    for side in sides.values() if args.flops else ():
+        side.count()
+        steps.update()
+    steps.close()
+    return {"classes": classes, **{n: s.summary() for n, s in sides.items()}, **difference}
+
+
+def inference_sides(
+    args: argparse.Namespace, cfg: CfgNode, model: CATSeg, text: Tensor
+) -> dict[str, Side]:
+    """One image, by the package and, if asked for, by the plain formulation."""
+    height, width = args.image_size
+    scale = cfg.INPUT.MIN_SIZE_TEST / min(height, width)
+    shape = (3, round(height * scale), round(width * scale))  # as the test mapper resizes it
+    image = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).float()
+    sides = {"package": our_side(model, image, (height, width))}
+    if args.against_plain:
+        plain = load_plain()
+        sides["plain"] = plain_side(
+            plain, cfg, model, image, text, (height, width), args.plain_crop_batch
+        )
+    return sides
+
+
+def compare(ours: Tensor, plain: Tensor) -> dict[str, Any]:
+    """How far two results are apart."""
+    figures = {}
+    if ours.dim() == 0:
+        return {"relative_difference_of_losses": (ours / plain - 1).abs().item()}
+    if ours.is_floating_point():
+        figures["largest_difference_of_probabilities"] = max(
+            (a - b).abs().max().item() for a, b in zip(ours, plain, strict=True)
+        )
+        ours, plain = ours.argmax(0), plain.argmax(0)
+    return {**figures, "share_of_other_labels": (ours != plain).float().mean().item()}
+
+
+def measured_peak(device: torch.device, seconds: float = 1.0) -> float:
+    """GFLOP/s of large float32 matrix products, the better of two ways to ask for them."""
+    n = 2048
+    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
+    rows = a.T.reshape(1, n, n, 1).contiguous(memory_format=torch.channels_last)
+    best = 0.0
+    for product in (partial(torch.mm, a, b), partial(F.conv2d, rows, b[:, :, None, None])):
+        product()
+        start, times = _now(device), []
+        while _now(device) - start < seconds:
+            before = _now(device)
+            product()
+            times.append(_now(device) - before)
+        best = max(best, 2 * n**3 / 1e9 / statistics.median(times))
+    return best
+
+
+def environment(device: torch.device, allocator: str) -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    return {
+        "processor": _processor() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "allocator": allocator,
+        "peak_gflop_per_second": round(measured_peak(device), 1),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@contextlib.contextmanager
+def _timed(
+    owner: Any, name: str, spent: dict[str, float], stage: str, device: torch.device
+) -> Iterator[None]:
+    """Add the time that a function takes to its stage while this context lasts."""
+    function = getattr(owner, name)
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = _now(device)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[stage] += _now(device) - start
+
+    setattr(owner, name, timed)
+    try:
+        yield
+    finally:
+        if isinstance(owner, ModuleType):
+            setattr(owner, name, function)
+        else:
+            delattr(owner, name)  # the class's own shows again
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Results as text, one line a formulation."""
+    lines = []
+    for result in results:
+        for side in ("package", "plain"):
+            if side not in result:
+                continue
+            r = result[side]
+            line = f"{result['classes']:>6} classes  {side:<8}{r['seconds']:9.2f} s"
+            line += f" ({r['seconds_least']:.2f} to {r['seconds_most']:.2f})"
+            line += f"{r['peak_gigabytes_beyond_weights']:8.2f} GB beyond the weights"
+            if "gflop" in r:
+                line += f"{r['gflop']:10.0f} GFLOP, {r['gflop_per_second']:.0f} a second"
+            lines.append(line)
+            if stages := r.get("stage_seconds"):
+                lines.append("        " + ", ".join(f"{k} {v:.2f}" for k, v in stages.items()))
+        if "plain" in result:
+            times = result["plain"]["seconds"] / result["package"]["seconds"]
+            line = f"        {times:.2f} times as fast"
+            if "relative_difference_of_losses" in result:
+                line += f", losses within {result['relative_difference_of_losses']:.1e}"
+            else:
+                share = 100 * result["share_of_other_labels"]
+                line += f", {share:.4f} % of pixels labelled otherwise"
+            if "largest_difference_of_probabilities" in result:
+                line += (
+                    f", probabilities within {result['largest_difference_of_probabilities']:.1e}"
+                )
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="configs/vitl.yaml", metavar="FILE")
+    parser.add_argument("--classes", type=int, nargs="+", default=[150], metavar="N")
+    parser.add_argument("--image-size", type=int, nargs=2, default=(480, 640), metavar=("H", "W"))
+    parser.add_argument("--device", default="", help="cuda, mps or cpu; the best if left out")
+    parser.add_argument(
+        "--training", type=int, default=0, metavar="B", help="a training step of B crops instead"
+    )
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="timed runs")
+    parser.add_argument("--stages", action="store_true", help="time of each stage too")
+    parser.add_argument("--flops", action="store_true", help="count operations too")
+    parser.add_argument("--against-plain", action="store_true", help="the plain formulation too")
+    parser.add_argument(
+        "--plain-crop-batch", type=int, default=5, metavar="N",
+        help="crops that the plain formulation takes at once; fewer where memory is short",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allocator", choices=("default", "kept"), default="kept",
+        help="the C library's own behaviour, or freed memory kept as our entry points do",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config changes"
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = build_parser().parse_args(arguments)
+    try:
+        if args.allocator == "kept" and not memory.keep_freed_memory():
+            args.allocator = "default"
+        results = [measure(args, classes) for classes in args.classes]
+        device = torch.device(load_config(args.config_file, args.opts, args.device).MODEL.DEVICE)
+    except ValueError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 1
+    about = environment(device, args.allocator)
+    print(table(results))
+    print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items()))
+    if args.json:
+        report = {
+            "config": args.config_file,
+            "opts": args.opts,
+            "environment": about,
+            "results": results,
+        }
+        with atomic_write(args.json) as part:
+            part.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
