@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from cat_seg.tools import benchmark
+from cat_seg.tools import benchmark, plot_benchmark
 
 SMALL = ["--config-file", "configs/open_world.yaml", "--image-size", "96", "128", "--device", "cpu"]
 TILES = [
@@ -60,3 +61,18 @@ def test_the_models_own_functions_come_back():
     assert "encode" not in vars(model) and "forward" not in vars(
         model.sem_seg_head.predictor.transformer.layers[0].attention
     )
+
+
+def test_a_plot_has_a_line_for_each_file(tmp_path: Path, capsys: pytest.CaptureFixture):
+    results = [{"classes": n, "package": {"seconds": 0.05 * n}} for n in (20, 150, 10000)]
+    file = tmp_path / "out.json"
+    file.write_text(json.dumps({"results": results}))
+    picture = tmp_path / "plot.svg"
+    assert plot_benchmark.main([str(picture), f"a < b={file}", f"c={file}"]) == 0
+    root = ElementTree.parse(picture).getroot()
+    lines = root.findall("{*}polyline")
+    assert [len(line.get("points", "").split()) for line in lines] == [3, 3]
+    texts = [element.text for element in root.findall("{*}text")]
+    assert {"a < b", "c", "classes", "seconds", "10,000", "1000"} <= set(texts)
+    assert plot_benchmark.main([str(picture), "nothing"]) == 1
+    assert "NAME=FILE" in capsys.readouterr().err
