@@ -1,12 +1,17 @@
-"""The whole path with a real, tiny model: two vocabularies of the open world, interrupted."""
+"""The whole path with real models: two vocabularies of the open world, interrupted.
+
+The models are the one that ships and a tiny one of the 2024 generation with random weights.
+"""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 
 from cat_seg.cat_seg_model import CATSeg
+from cat_seg.engine import load_config
 from cat_seg.open_world.dataset import write_dataset
 from cat_seg.tools import evaluate
 from tests.golden import load_golden
@@ -15,21 +20,32 @@ from tests.golden_model import golden_cfg
 IMAGES = 2
 
 
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch) -> Path:
+def shipped(folder: Path) -> CfgNode:
+    cfg = load_config(device="cpu").clone()
+    cfg.defrost()
+    return cfg
+
+
+def tiny(folder: Path) -> CfgNode:
+    torch.save({"model": load_golden("clip_tiny").weights}, folder / "model.pth")
+    small = ["FEATURE_RESOLUTION", [4, 4], "WINDOW_SIZES", 2, "CLASS_PADDING", 64]
+    cfg = golden_cfg("clip_tiny", folder, "TEST.SLIDING_WINDOW", False)
+    cfg.MODEL.SEM_SEG_HEAD.merge_from_list(small)
+    cfg.MODEL.WEIGHTS = str(folder / "model.pth")
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.INPUT.MIN_SIZE_TEST = 128
+    return cfg
+
+
+@pytest.fixture(params=[shipped, tiny], ids=lambda model: model.__name__)
+def config(request, tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("CAT_SEG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(evaluate, "_is_there", lambda name: False)
     world = tmp_path / "world"
     write_dataset(world, train=0, val=IMAGES)
     names = json.loads((world / "names.json").read_text())
     (world / "other_names.json").write_text(json.dumps([f"a {name}" for name in names]))
-    torch.save({"model": load_golden("clip_tiny").weights}, tmp_path / "model.pth")
-    small = ["FEATURE_RESOLUTION", [4, 4], "WINDOW_SIZES", 2, "CLASS_PADDING", 64]
-    cfg = golden_cfg("clip_tiny", tmp_path, "TEST.SLIDING_WINDOW", False)
-    cfg.MODEL.SEM_SEG_HEAD.merge_from_list(small)
-    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.INPUT.MIN_SIZE_TEST = 128
+    cfg = request.param(tmp_path)
     cfg.DATASETS.FOLDERS = [
         {
             "NAME": name,
