@@ -45,6 +45,17 @@ def test_training_steps_are_measured_and_agree(tmp_path: Path):
     assert result["package"]["seconds"] > 0 and result["plain"]["seconds"] > 0
 
 
+def test_encoding_texts_is_measured_and_agrees(tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = tmp_path / "out.json"
+    options = ["--text", "--repeat", "0", "--against-plain", "--json", str(file)]
+    assert benchmark.main([*SMALL, "--classes", "3", *options]) == 0
+    (result,) = json.loads(file.read_text())["results"]
+    assert result["largest_difference_of_features"] < 1e-5
+    assert result["plain"]["seconds"] > 0
+    assert benchmark.main([*SMALL, "--classes", "300", *options]) == 1
+    assert "80 names, not 300" in capsys.readouterr().err
+
+
 def test_labels_alone_and_what_it_cannot_do(capsys: pytest.CaptureFixture):
     options = ["--classes", "3", "--repeat", "1", "--opts", "TEST.LABELS_ONLY", "True"]
     assert benchmark.main([*SMALL, *options]) == 0
