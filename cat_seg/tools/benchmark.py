@@ -287,7 +287,7 @@ def set_classes(model: CATSeg, classes: int) -> Tensor:
     text = F.normalize(text, dim=-1).to(model.device)
     names = tuple(f"class {i}" for i in range(classes))
     predictor.train_names = predictor.test_names = names
-    predictor.text_features = lambda: text
+    predictor.text_features = lambda: text  # type: ignore[method-assign]
     return text
 
 
