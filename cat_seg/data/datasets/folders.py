@@ -115,9 +115,12 @@ def _load(
 
 
 def _matched_pairs(name: str, images: Path, labels: Path) -> list[Pair]:
-    for folder in (images, labels):
+    for key, folder in (("IMAGES", images), ("LABELS", labels)):
         if not folder.is_dir():
-            raise ValueError(f"{name}: no folder {folder.absolute()}.")
+            raise ValueError(
+                f"{name}: no folder {folder.absolute()}; that is {key} of its entry in "
+                "DATASETS.FOLDERS, where a relative path starts at the working directory."
+            )
     image_files = files_by_stem(images, IMAGE_SUFFIXES)
     label_files = files_by_stem(labels, LABEL_SUFFIXES)
     lonely = [
