@@ -198,7 +198,7 @@ def run_all(preparations: Mapping[str, Callable[[Path], list[Summary]]]) -> int:
             for summary in prepare(dataset_root()):
                 print(summary)
                 code |= bool(summary.wrong)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             print(f"{name}: {error}".removeprefix(": "))
             code = 1
         except KeyboardInterrupt:

@@ -112,6 +112,13 @@ def test_nothing_there(script, root, capsys):
     assert "val.txt is missing; datasets/README.md says where to get it" in said
 
 
+def test_a_source_that_cannot_be_read_is_told_and_the_rest_is_done(script, root, ade150, capsys):
+    (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").mkdir(parents=True)
+    assert script("prepare", "voc", "ade20k_150") == 1
+    said = capsys.readouterr().out
+    assert "voc: " in said and "val.txt" in said and "ADE-150: 4 written" in said
+
+
 def test_failed_write_leaves_nothing(script, root, ade150, monkeypatch, capsys):
     def save_half(self, path, *_, **__):
         Path(path).write_bytes(b"half")
