@@ -31,7 +31,8 @@ def main() -> int:
     if unknown := sorted(set(names) - known):
         parser.error(f"unknown: {', '.join(unknown)}; expected of {', '.join(sorted(known))}")
     root = dataset_root()
-    print(f"Data sets below {root.absolute()}")
+    there = "" if root.is_dir() else ", but there is no such folder; is DETECTRON2_DATASETS right?"
+    print(f"Data sets below {root.absolute()}{there}")
     results = [
         check(split, root, named=bool(names))
         for split in SPLITS

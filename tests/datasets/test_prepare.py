@@ -371,6 +371,14 @@ def test_check(script, root, ade150, capsys):
     assert "plain.png" not in said
 
 
+def test_check_tells_a_root_that_is_not_there(script, root, capsys, monkeypatch):
+    script("check")
+    assert "no such folder" not in capsys.readouterr().out
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root / "misspelled"))
+    script("check")
+    assert f"{root / 'misspelled'}, but there is no such folder" in capsys.readouterr().out
+
+
 def test_check_complete(script, root, ade150, capsys, monkeypatch):
     script("prepare_ade20k_150")
     for name in ("plain", "palette", "rgb", "deep"):
