@@ -270,7 +270,9 @@ def load_plain() -> ModuleType:
 def build(args: argparse.Namespace, classes: int) -> tuple[CfgNode, CATSeg, Tensor]:
     """The model with random weights, and text features of so many classes."""
     torch.manual_seed(0)
-    cfg = load_config(args.config_file, ["TEST.TEXT_CACHE", "none", *args.opts], args.device)
+    # The plain formulation has no stochastic depth.
+    opts = ["TEST.TEXT_CACHE", "none", "MODEL.SWIN.DROP_PATH_RATE", "0.0", *args.opts]
+    cfg = load_config(args.config_file, opts, args.device)
     model: CATSeg = build_model(cfg).eval()
     for parameter in model.parameters():
         if parameter.dim() == 0 or not parameter.any():  # not left at zero: nothing is skipped

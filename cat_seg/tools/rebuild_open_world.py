@@ -31,14 +31,14 @@ MODEL = Path("output/open_world")
 CONFIG = "configs/open_world.yaml"
 
 
-def evaluate(weights: str, opts: list[str]) -> dict[str, float]:
+def evaluate(weights: str, opts: list[str], config: str = CONFIG) -> dict[str, float]:
     """Mean IoU of a model on the validation scenes, in percent, all names in the vocabulary.
 
     Returns:
         seen, held_out: over classes with and without masks in training; background, seen_object:
         the two parts of `seen`.
     """
-    cfg = load_config(CONFIG, ["MODEL.WEIGHTS", weights, *opts])
+    cfg = load_config(config, ["MODEL.WEIGHTS", weights, *opts])
     model = Trainer.build_model(cfg).eval()
     CATSegCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     result = Trainer.test(cfg, model)["sem_seg"]
@@ -64,6 +64,7 @@ def baseline() -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--evaluate", default="", metavar="WEIGHTS", help="evaluate these only")
+    parser.add_argument("--config-file", default=CONFIG, help="of the weights to evaluate")
     parser.add_argument("opts", nargs="*", help="config keys and values")
     options = parser.parse_args(arguments)
     keep_freed_memory()
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         changes = ["MODEL.WEIGHTS", "", "OUTPUT_DIR", str(MODEL), *options.opts]
         subprocess.run([*train_net, *changes], check=True)
         convert_checkpoint.convert(str(MODEL / "model_final.pth"), weights, half=True)
-    print(json.dumps({"CATSeg": evaluate(weights, options.opts)}))
+    print(json.dumps({"CATSeg": evaluate(weights, options.opts, options.config_file)}))
     if (CLIP / "model.safetensors").exists():
         print(json.dumps({"raw dense similarity of the CLIP": baseline()}))
 
