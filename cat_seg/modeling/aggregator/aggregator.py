@@ -24,7 +24,13 @@ from cat_seg.modeling.aggregator.class_aggregation import ClassAggregation
 from cat_seg.modeling.aggregator.correlation import correlate, most_similar_classes, unit_length
 from cat_seg.modeling.aggregator.decoder import DecoderBlock
 from cat_seg.modeling.aggregator.spatial_aggregation import SpatialAggregation
-from cat_seg.modeling.pieces import Linear, gather_pieces, map_pieces, piece_length
+from cat_seg.modeling.pieces import (
+    Linear,
+    gather_pieces,
+    map_pieces,
+    piece_length,
+    without_autocast,
+)
 
 # The logit of a class that was left out of the aggregation.
 LEFT_OUT = -100.0
@@ -256,7 +262,7 @@ class Aggregator(nn.Module):
         def piece(x: Tensor) -> Tensor:
             y = rearrange(x, "B T H W C -> (B T) C H W")
             y = self.decoder2(self.decoder1(y, first), second)
-            with torch.autocast(y.device.type, enabled=False):  # half precision makes logits tie
+            with without_autocast(y.device):  # half precision makes logits tie
                 y = self.head(y.float())
             return rearrange(y, "(B T) 1 h w -> B T h w", B=len(x))
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cat_seg.modeling.pieces import without_autocast
+
 
 def unit_length(text: Tensor) -> Tensor:
     """Text features as float32 of unit length along the last dimension."""
@@ -26,7 +28,7 @@ def correlate(features: Tensor, text: Tensor) -> Tensor:
         (B, T, H, W, P), in -1..1.
     """
     B, H, W, D = features.shape
-    with torch.autocast(features.device.type, enabled=False):  # small differences decide
+    with without_autocast(features.device):  # small differences decide
         similarity = torch.matmul(features.reshape(B, 1, H * W, D), text.transpose(1, 2))
     return similarity.view(B, len(text), H, W, -1)
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cat_seg.modeling.clip import blocks
+from cat_seg.modeling.pieces import without_autocast
 
 
 class DenseFeatures(NamedTuple):
@@ -105,7 +106,7 @@ def encode_dense_tokens(
     residual = x[:, :1] if last_residual == "class" else x
     x = blocks.add_attention(last, residual, blocks.value(last.attn, last.ln_1(x)))
     x = visual.ln_post(blocks.add_mlp(last, x))
-    with torch.autocast(x.device.type, enabled=False):  # what is compared with text stays float32
+    with without_autocast(x.device):  # what is compared with text stays float32
         x = x.to(visual.proj.dtype) @ visual.proj  # (B, 1 + h * w, D)
     return x, tuple(outputs[layer] for layer in intermediate_layers)
 

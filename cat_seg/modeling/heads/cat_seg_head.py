@@ -28,6 +28,7 @@ from cat_seg.modeling.clip import (
     split_in_proj,
 )
 from cat_seg.modeling.losses import mask_bce
+from cat_seg.modeling.pieces import without_autocast
 from cat_seg.modeling.prompt_templates import get_templates
 from cat_seg.modeling.text_embedding import default_cache_dir, embed_text
 from cat_seg.modeling.vocabulary import parse_vocabulary
@@ -256,7 +257,7 @@ class CATSegPredictor(nn.Module):
         state = [(id(w), w._version, w.device, w.dtype) for w in weights]
         kept = self._text.get(names)
         if kept is None or kept[0] != state:
-            with torch.no_grad(), torch.autocast(weights[0].device.type, enabled=False):
+            with torch.no_grad(), without_autocast(weights[0].device):
                 kept = (state, self._embed(names, self.cache_dir))
             in_use = (self.train_names, self.test_names)
             self._text = {n: t for n, t in self._text.items() if n in in_use} | {names: kept}
