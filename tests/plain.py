@@ -38,25 +38,31 @@ def cost_volume(features: Tensor, text: Tensor) -> Tensor:
     return torch.einsum("bdhw,tpd->bpthw", features, text)
 
 
-def window_attention(w: Weights, name: str, x: Tensor, guidance: Tensor | None, heads: int,
-                     window: int, shift: int) -> Tensor:  # fmt: skip
-    """(N, H, W, C) -> the same, by rolling, windows and a mask of -100."""
-    H, W = x.shape[1:3]
-    region = torch.zeros(H, W)
+def window_mask(H: int, W: int, window: int, shift: int, like: Tensor) -> Tensor:
+    """-100 between positions that a shifted window joins but the map does not: (windows, L, L)"""
+    region = torch.zeros(H, W, device=like.device)
     if shift:
-        x = x.roll((-shift, -shift), (1, 2))
-        guidance = None if guidance is None else guidance.roll((-shift, -shift), (1, 2))
         spans = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
         for i, rows in enumerate(spans):
             for j, columns in enumerate(spans):
                 region[rows, columns] = 3 * i + j
+    region = rearrange(region, "(y r) (x c) -> (y x) (r c)", r=window, c=window)
+    return (region[:, :, None] != region[:, None, :]) * -100.0
+
+
+def window_attention(w: Weights, name: str, x: Tensor, guidance: Tensor | None, heads: int,
+                     window: int, shift: int) -> Tensor:  # fmt: skip
+    """(N, H, W, C) -> the same, by rolling, windows and a mask of -100."""
+    H, W = x.shape[1:3]
+    mask = window_mask(H, W, window, shift, x)
+    if shift:
+        x = x.roll((-shift, -shift), (1, 2))
+        guidance = None if guidance is None else guidance.roll((-shift, -shift), (1, 2))
     cut = "n (y r) (x c) d -> n (y x) (r c) d"
     x = rearrange(x, cut, r=window, c=window)
     qk = x
     if guidance is not None:
         qk = torch.cat([x, rearrange(guidance, cut, r=window, c=window)], dim=-1)
-    region = rearrange(region, "(y r) (x c) -> (y x) (r c)", r=window, c=window)
-    mask = (region[:, :, None] != region[:, None, :]) * -100.0
     split = "n m l (h d) -> n m h l d"
     q, k = (rearrange(linear(w, f"{name}.{i}", qk), split, h=heads) for i in "qk")
     v = rearrange(linear(w, name + ".v", x), split, h=heads)
@@ -257,17 +263,10 @@ def swin_block(w: Weights, name: str, x: Tensor, heads: int, window: int,
     y = norm(w, name + ".norm1", x)
     y = F.pad(y, (0, 0, 0, -W % window, 0, -H % window))
     height, width = y.shape[1:3]
-    region = torch.zeros(height, width, device=x.device)
-    if shift:
-        y = y.roll((-shift, -shift), (1, 2))
-        spans = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
-        for i, rows in enumerate(spans):
-            for j, columns in enumerate(spans):
-                region[rows, columns] = 3 * i + j
+    mask = window_mask(height, width, window, shift, x)
+    y = y.roll((-shift, -shift), (1, 2))
     cut = "b (y r) (x c) d -> (b y x) (r c) d"
     y = rearrange(y, cut, r=window, c=window)
-    region = rearrange(region, "(y r) (x c) -> (y x) (r c)", r=window, c=window)
-    mask = (region[:, :, None] != region[:, None, :]) * -100.0
     at = torch.cartesian_prod(torch.arange(window), torch.arange(window)).to(x.device)
     apart = at[:, None] - at[None] + window - 1
     index = apart[..., 0] * (2 * window - 1) + apart[..., 1]

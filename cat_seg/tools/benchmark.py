@@ -267,8 +267,8 @@ def load_plain() -> ModuleType:
     return module
 
 
-def build(args: argparse.Namespace, classes: int) -> tuple[CfgNode, CATSeg, Tensor]:
-    """The model with random weights, and text features of so many classes."""
+def build(args: argparse.Namespace) -> tuple[CfgNode, CATSeg]:
+    """The model with random weights."""
     torch.manual_seed(0)
     # The plain formulation has no stochastic depth.
     opts = ["TEST.TEXT_CACHE", "none", "MODEL.SWIN.DROP_PATH_RATE", "0.0", *args.opts]
@@ -277,7 +277,7 @@ def build(args: argparse.Namespace, classes: int) -> tuple[CfgNode, CATSeg, Tens
     for parameter in model.parameters():
         if parameter.dim() == 0 or not parameter.any():  # not left at zero: nothing is skipped
             nn.init.normal_(parameter, std=0.02)
-    return cfg, model, set_classes(model, classes)
+    return cfg, model
 
 
 def set_classes(model: CATSeg, classes: int) -> Tensor:
@@ -293,9 +293,9 @@ def set_classes(model: CATSeg, classes: int) -> Tensor:
     return text
 
 
-def measure(args: argparse.Namespace, classes: int) -> dict[str, Any]:
+def measure(args: argparse.Namespace, cfg: CfgNode, model: CATSeg, classes: int) -> dict[str, Any]:
     """Everything that the options ask for, of one number of classes."""
-    cfg, model, text = build(args, classes)
+    text = set_classes(model, classes)
     if args.training:
         sides = training_sides(args, cfg, model, text)
     elif args.text:
@@ -485,12 +485,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.allocator == "kept" and not memory.keep_freed_memory():
             args.allocator = "default"
-        results = [measure(args, classes) for classes in args.classes]
-        device = torch.device(load_config(args.config_file, args.opts, args.device).MODEL.DEVICE)
+        cfg, model = build(args)
+        results = [measure(args, cfg, model, classes) for classes in args.classes]
     except ValueError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
-    about = environment(device, args.allocator)
+    about = environment(model.device, args.allocator)
     print(table(results))
     print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items()))
     if args.json:

@@ -65,7 +65,8 @@ def test_labels_alone_and_what_it_cannot_do(capsys: pytest.CaptureFixture):
 
 def test_the_models_own_functions_come_back():
     args = benchmark.build_parser().parse_args(SMALL)
-    _, model, _ = benchmark.build(args, 3)
+    _, model = benchmark.build(args)
+    benchmark.set_classes(model, 3)
     image = torch.rand(3, 96, 128)
     side = benchmark.our_side(model, image, (96, 128))
     side.again(model.device, stages=True)
