@@ -24,7 +24,7 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from cat_seg.config import generation_settings
+from cat_seg.config import AMP_DTYPES, generation_settings
 from cat_seg.modeling.aggregator import ClassLogits
 from cat_seg.modeling.aggregator.aggregator import LEFT_OUT
 from cat_seg.modeling.clip import clip_sizes
@@ -34,7 +34,7 @@ from cat_seg.modeling.sliding_window import TileGrid, resize
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"float32": torch.float32, **AMP_DTYPES}
 
 
 @META_ARCH_REGISTRY.register()

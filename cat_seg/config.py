@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
+
+# Types of autocast, by the names that SOLVER.AMP.DTYPE and TEST.PRECISION take.
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 # The two published generations, side by side. Each entry is the value that the config key of the
 # same name takes when it is None.

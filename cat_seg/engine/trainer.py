@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from cat_seg.checkpoint import CATSegCheckpointer
+from cat_seg.config import AMP_DTYPES
 from cat_seg.data.evaluation_mapper import EvaluationMapper
 from cat_seg.data.train_loader import build_train_loader
 from cat_seg.engine.checkpoints import Checkpoints
@@ -26,7 +27,6 @@ from cat_seg.evaluation import build_evaluator
 from cat_seg.modeling.heads.cat_seg_head import vocabulary_of
 from cat_seg.solver import build_lr_scheduler, build_optimizer
 
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LOG_PERIOD = 20  # iterations
 
 
