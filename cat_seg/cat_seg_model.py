@@ -29,6 +29,7 @@ from cat_seg.modeling.aggregator import ClassLogits
 from cat_seg.modeling.aggregator.aggregator import LEFT_OUT
 from cat_seg.modeling.clip import clip_sizes
 from cat_seg.modeling.heads import CATSegHead
+from cat_seg.modeling.int8 import int8_linears
 from cat_seg.modeling.pieces import piece_length, shrink_pieces
 from cat_seg.modeling.sliding_window import TileGrid, resize
 
@@ -68,6 +69,8 @@ class CATSeg(nn.Module):
         train_backbone: bool = False,
         labels_only: bool = False,
         precision: str = "float32",
+        int8_encoders: bool = False,
+        compiled: bool = False,
     ) -> None:
         """
         Args:
@@ -83,6 +86,8 @@ class CATSeg(nn.Module):
             train_backbone: whether the backbone is trained; its `norm0` never is.
             labels_only: inference returns labels and scores instead of every class's map.
             precision: of autocast in inference, "float32" (none), "bf16" or "fp16".
+            int8_encoders: quantise the encoders' linear layers in inference on CPU.
+            compiled: compile the encoders and what the aggregator does with a piece.
 
         Raises:
             ValueError: if the precision is another.
@@ -98,6 +103,7 @@ class CATSeg(nn.Module):
         if precision not in PRECISIONS:
             raise ValueError(f"TEST.PRECISION is {precision!r}; expected {', '.join(PRECISIONS)}.")
         self.precision = PRECISIONS[precision]
+        self.int8_encoders = int8_encoders
         self.grid = sem_seg_head.predictor.transformer.grid
         for name, value in (
             ("pixel_mean", pixel_mean),
@@ -114,6 +120,9 @@ class CATSeg(nn.Module):
             for name, parameter in backbone.named_parameters():
                 if not train_backbone or "norm0" in name:
                     parameter.requires_grad_(False)
+        if compiled:
+            self.encode = torch.compile(self.encode)  # type: ignore[method-assign]
+            sem_seg_head.predictor.transformer.compile_pieces()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -143,6 +152,8 @@ class CATSeg(nn.Module):
             "train_backbone": cfg.SOLVER.BACKBONE_MULTIPLIER > 0,
             "labels_only": cfg.TEST.LABELS_ONLY,
             "precision": cfg.TEST.PRECISION,
+            "int8_encoders": cfg.TEST.INT8_ENCODERS,
+            "compiled": cfg.MODEL.COMPILE,
         }
 
     @property
@@ -213,7 +224,9 @@ class CATSeg(nn.Module):
         for i in range(0, len(crops), batch):
             logits = [crop.compact() for crop in logits]  # gives back the volume before the next
             normalised = self.normalised(crops[i : i + batch], divisibility)
-            logits += self.sem_seg_head(*self.encode(*normalised))
+            with int8_linears(self.int8_encoders):
+                encoded = self.encode(*normalised)
+            logits += self.sem_seg_head(*encoded)
 
         def probabilities(classes: Tensor) -> Tensor:
             """The maps of some classes, (len(classes), height, width)."""

@@ -82,6 +82,9 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     # Recompute activations of the encoders and the aggregator in the backward pass: less memory,
     # more time, the same gradients.
     cfg.MODEL.ACTIVATION_CHECKPOINTING = False
+    # Compile the encoders and the aggregator's pieces with `torch.compile`, for training and
+    # inference: a minute at the start, and then what it brings depends on the device.
+    cfg.MODEL.COMPILE = False
 
     # Swin Transformer, when MODEL.BACKBONE.NAME is "D2SwinTransformer".
     cfg.MODEL.SWIN = CfgNode()
@@ -169,6 +172,10 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     # Type of autocast in inference: "float32" for none, "bf16" or "fp16". Faster where the hardware
     # is, and changes some labels (docs/performance.md).
     cfg.TEST.PRECISION = "float32"
+    # Quantise the encoders' linear layers to 8 bits. On CPU; changes some labels.
+    cfg.TEST.INT8_ENCODERS = False
+    # Keep the volume of a crop in half precision between the layers. Changes few labels.
+    cfg.TEST.HALF_VOLUME = False
     # Return each pixel's class and its probability instead of every class's probability.
     cfg.TEST.LABELS_ONLY = False
     # Pooling before class aggregation in inference; None for the POOLING_SIZES of the head. The

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -151,6 +152,50 @@ def test_half_precision_changes_few_labels_and_keeps_float32_results(model: CATS
     torch.testing.assert_close(half, exact, atol=0.1, rtol=0)
     assert not torch.equal(half, exact)
     assert (half.argmax(0) == exact.argmax(0)).float().mean() > 0.7  # of random weights
+
+
+def test_int8_encoders_change_few_labels(model: CATSeg, mapped: Tensor):
+    image = {"image": mapped, "height": 48, "width": 64}
+    exact = model([image])[0]["sem_seg"]
+    model.int8_encoders = True
+    try:
+        approximate = model([image])[0]["sem_seg"]
+    finally:
+        model.int8_encoders = False
+    assert torch.equal(model([image])[0]["sem_seg"], exact)
+    assert not torch.equal(approximate, exact)
+    torch.testing.assert_close(approximate, exact, atol=0.05, rtol=0)
+    assert (approximate.argmax(0) != exact.argmax(0)).float().mean() < 0.1
+
+
+@pytest.mark.usefixtures("single_crop")
+def test_a_volume_in_half_precision_changes_little(model: CATSeg, mapped: Tensor):
+    image = {"image": mapped, "height": 48, "width": 64}
+    exact = model([image])[0]["sem_seg"]
+    transformer = model.sem_seg_head.predictor.transformer
+    transformer.half_volume = True
+    try:
+        approximate = model([image])[0]["sem_seg"]
+    finally:
+        transformer.half_volume = False
+    assert approximate.dtype == torch.float32 and not torch.equal(approximate, exact)
+    torch.testing.assert_close(approximate, exact, atol=2e-3, rtol=0)
+
+
+def test_compiled_parts_compute_the_same(
+    name: str, model: CATSeg, mapped: Tensor, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    """What is traced is right; code for a device is made elsewhere."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    options = ["MODEL.SEM_SEG_HEAD.CLASS_CHUNK", 4]
+    compiled = golden_model(name, tmp_path, "MODEL.COMPILE", True, *options)
+    image = {"image": mapped, "height": 48, "width": 64}
+    expected = model([image])[0]["sem_seg"]
+    torch.testing.assert_close(compiled([image])[0]["sem_seg"], expected, atol=2e-6, rtol=1e-4)
+    run = load_golden(name).training
+    batch = [{"image": run["images"][0], "sem_seg": run["labels"][0].long()}]
+    losses = [m.train()(batch)["loss_sem_seg"] for m in (compiled, golden_model(name, tmp_path))]
+    torch.testing.assert_close(*losses)
 
 
 def test_an_unknown_precision_is_named(tmp_path):

@@ -19,6 +19,9 @@ PROTOCOL: dict[str, Any] = {
     "TEST.SLIDING_KERNEL": 384,
     "TEST.SLIDING_OVERLAP": 0.333,
     "TEST.SLIDING_RESOLUTION": 640,
+    "TEST.PRECISION": "float32",
+    "TEST.INT8_ENCODERS": False,
+    "TEST.HALF_VOLUME": False,
 }
 TEMPLATES = {2023: "imagenet", 2024: "single"}  # MODEL.PROMPT_ENSEMBLE_TYPE
 POOLING = [1, 1]  # of class aggregation in evaluation, whatever it was in training

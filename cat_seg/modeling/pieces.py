@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from cat_seg.modeling.int8 import int8_applies, int8_linear
+
 # Bytes of the widest activation of one piece: small enough for a CPU's caches, large enough to
 # fill a GPU. On a GPU also at most a share of what is free, since several such live at once.
 PIECE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20, "mps": 64 << 20}
@@ -21,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`, as a 1 x 1 convolution on CPU.
 
     The two are the same sums. PyTorch hands float32 matrix products on CPU to MKL, which is half
-    as fast as oneDNN's convolutions on AMD processors.
+    as fast as oneDNN's convolutions on AMD processors. Within `int8_linears` it is quantised.
 
     Args:
         x: (..., C), contiguous.
@@ -33,6 +35,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if x.device.type != "cpu":
         return F.linear(x, weight, bias)
+    if int8_applies(weight):
+        return int8_linear(x, weight, bias)
     rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C, N, 1), channels last
     y = F.conv2d(rows, weight[:, :, None, None], bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[0])
@@ -120,8 +124,8 @@ def map_pieces(
 ) -> Tensor:
     """Replace x by function(x), piece by piece along `dim`; `function` must keep the shape.
 
-    Without gradients x is overwritten, so that no second volume of its size exists. With them the
-    pieces are concatenated.
+    Without gradients x is overwritten, so that no second volume of its size exists; where x is in
+    half precision, the pieces are computed in float32. With gradients they are concatenated.
 
     Args:
         function: takes a piece; in the backward pass again, if recomputed.
@@ -132,7 +136,7 @@ def map_pieces(
     pieces = x.split(length, dim)
     if not torch.is_grad_enabled():
         for piece in pieces:
-            piece.copy_(function(piece))
+            piece.copy_(function(piece.float()))
         return x
     if recompute:
         return torch.cat([checkpoint(function, p, use_reentrant=False) for p in pieces], dim)

@@ -194,5 +194,6 @@ def test_published_configs_keep_the_protocol(config_file, model):
     found = published_model(cfg)
     assert found and found["model"] == model
     changed = ["TEST.POOLING_SIZES", "[2, 2]", "MODEL.SEM_SEG_HEAD.MAX_CLASSES", "7"]
+    changed += ["TEST.PRECISION", "bf16", "TEST.INT8_ENCODERS", "True", "TEST.HALF_VOLUME", "True"]
     told = deviations(load_config(f"configs/{config_file}.yaml", changed))
-    assert len(told) == 2 and told[0].startswith("TEST.POOLING_SIZES is [2, 2]")
+    assert len(told) == 5 and told[3].startswith("TEST.POOLING_SIZES is [2, 2]")

@@ -5,7 +5,7 @@ B images, T classes, P prompt templates, D text width, C channels, H and W posit
 The volume has one layout from the first convolution to the head, (B, T, H, W, C): linear layers
 and attention see it as rows, convolutions as a channels-last map. All steps but class aggregation
 see each class alone and take the classes in pieces. Under autocast the cost volume, the volume
-between the layers and the last convolution stay float32.
+between the layers and the last convolution stay float32 (the volume unless TEST.HALF_VOLUME).
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class Aggregator(nn.Module):
         class_padding: int = 0,
         max_classes: int = 0,
         class_chunk: int = 0,
+        half_volume: bool = False,
         recompute: bool = False,
     ) -> None:
         """
@@ -115,6 +116,7 @@ class Aggregator(nn.Module):
             max_classes: at most so many classes of an image are aggregated, the most similar
                 (2024: 256); 0 for all.
             class_chunk: classes in one piece; 0 chooses for the device. Changes no result.
+            half_volume: keep the volume in half precision between the layers, in inference.
             recompute: trade time for memory in training.
 
         Raises:
@@ -134,6 +136,7 @@ class Aggregator(nn.Module):
         self.hidden_dim = hidden_dim
         self.max_classes = max_classes
         self.class_chunk = class_chunk
+        self.half_volume = half_volume
         self.recompute = recompute
         # Channels of the widest activation of one class at one position of the coarse map.
         self.widest = max(4 * hidden_dim, 16 * decoder_dims[-1], 4 * decoder_dims[0])
@@ -181,6 +184,15 @@ class Aggregator(nn.Module):
             in_dim=decoder_dims[0], out_dim=decoder_dims[1], guidance_dim=guides[1]
         )
         self.head = nn.Conv2d(decoder_dims[1], 1, kernel_size=3, padding=1)
+
+    def compile_pieces(self) -> None:
+        """Compile what is done with every piece (`torch.compile`)."""
+        for layer in self.layers:
+            assert isinstance(layer, AggregatorLayer)
+            layer.swin_block.compile()
+            layer.attention.branch = torch.compile(layer.attention.branch)  # type: ignore[method-assign]
+        self.decoder1.compile()
+        self.decoder2.compile()
 
     def forward(
         self, features: Tensor, text: Tensor, guidance: Sequence[Tensor]
@@ -248,7 +260,10 @@ class Aggregator(nn.Module):
         """Correlation and first convolution: (B, H, W, D), (T, P, D) -> (B, T, H, W, C)."""
         cost = correlate(features, unit_length(text))  # (B, T, H, W, P)
         x = self.conv1(rearrange(cost, "B T H W P -> (B T) P H W"))
-        return rearrange(x, "(B T) C H W -> B T H W C", B=len(features)).float()
+        half = self.half_volume and not torch.is_grad_enabled()
+        return rearrange(x, "(B T) C H W -> B T H W C", B=len(features)).to(
+            torch.float16 if half else torch.float32
+        )
 
     def decode(self, x: Tensor, guidance: Sequence[Tensor], length: int) -> Tensor:
         """(B, T, H, W, C) -> (B, T, 4 H, 4 W), overwriting x where no gradient is needed."""
@@ -260,7 +275,7 @@ class Aggregator(nn.Module):
         second = self.decoder2.guide(maps[1], (4 * H, 4 * W))
 
         def piece(x: Tensor) -> Tensor:
-            y = rearrange(x, "B T H W C -> (B T) C H W")
+            y = rearrange(x.float(), "B T H W C -> (B T) C H W")
             y = self.decoder2(self.decoder1(y, first), second)
             with without_autocast(y.device):  # half precision makes logits tie
                 y = self.head(y.float())
@@ -269,10 +284,10 @@ class Aggregator(nn.Module):
         pieces = x.split(length, dim=1)
         if self.recompute and torch.is_grad_enabled():
             return torch.cat([checkpoint(piece, p, use_reentrant=False) for p in pieces], dim=1)
-        if torch.is_grad_enabled() or C < 16:
+        if torch.is_grad_enabled() or C * x.element_size() < 16 * 4:
             return torch.cat([piece(p) for p in pieces], dim=1)
         # A class has fewer logits than it had channels: they fit where it, or one before it, was.
-        logits = x.view(B, -1)[:, : T * 16 * H * W].view(B, T, 4 * H, 4 * W)
+        logits = x.view(torch.float32).view(B, -1)[:, : T * 16 * H * W].view(B, T, 4 * H, 4 * W)
         for done, p in zip(range(0, T, length), pieces, strict=True):
             logits[:, done : done + length] = piece(p)
         return logits

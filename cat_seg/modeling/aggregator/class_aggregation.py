@@ -66,7 +66,7 @@ class ClassAggregation(nn.Module):
         """
         B, T, H, W, C = x.shape
         guided = self.attention.guide(text)  # (T, 2 C) or (2 C,)
-        bytes_each = B * T * 4 * C * x.element_size()  # of the MLP at one position
+        bytes_each = B * T * 4 * C * 4  # of the MLP at one position
 
         def pieces(function, volume: Tensor) -> Tensor:
             length = (
@@ -78,7 +78,7 @@ class ClassAggregation(nn.Module):
         if pooling == (1, 1):
             x = x.flatten(2, 3)
             return pieces(lambda p: p + self.branch(p, guided), x).view(B, T, H, W, C)
-        pooled = F.avg_pool2d(rearrange(x, "B T H W C -> (B T) C H W"), pooling)
+        pooled = F.avg_pool2d(rearrange(x.float(), "B T H W C -> (B T) C H W"), pooling)
         h = pooled.shape[-2]
         pooled = rearrange(pooled, "(B T) C h w -> B T (h w) C", B=B).contiguous()
         pooled = pieces(lambda p: self.branch(p, guided), pooled)

@@ -198,6 +198,7 @@ class CATSegPredictor(nn.Module):
             class_padding=choice["CLASS_PADDING"],
             max_classes=choice["MAX_CLASSES"],
             class_chunk=head.CLASS_CHUNK,
+            half_volume=cfg.TEST.HALF_VOLUME,
             recompute=cfg.MODEL.ACTIVATION_CHECKPOINTING,
         )
         cache = cfg.TEST.TEXT_CACHE
