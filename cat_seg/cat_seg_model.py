@@ -30,7 +30,7 @@ from cat_seg.modeling.aggregator.aggregator import LEFT_OUT
 from cat_seg.modeling.clip import clip_sizes
 from cat_seg.modeling.heads import CATSegHead
 from cat_seg.modeling.int8 import int8_linears
-from cat_seg.modeling.pieces import piece_length, shrink_pieces
+from cat_seg.modeling.pieces import compile_for_inference, piece_length, shrink_pieces
 from cat_seg.modeling.sliding_window import TileGrid, resize
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class CATSeg(nn.Module):
             labels_only: inference returns labels and scores instead of every class's map.
             precision: of autocast in inference, "float32" (none), "bf16" or "fp16".
             int8_encoders: quantise the encoders' linear layers in inference on CPU.
-            compiled: compile the encoders and what the aggregator does with a piece.
+            compiled: in inference, compile the encoders and what the aggregator does with a piece.
 
         Raises:
             ValueError: if the precision is another.
@@ -121,7 +121,7 @@ class CATSeg(nn.Module):
                 if not train_backbone or "norm0" in name:
                     parameter.requires_grad_(False)
         if compiled:
-            self.encode = torch.compile(self.encode)  # type: ignore[method-assign]
+            compile_for_inference(self, "encode")
             sem_seg_head.predictor.transformer.compile_pieces()
 
     @classmethod
@@ -153,7 +153,7 @@ class CATSeg(nn.Module):
             "labels_only": cfg.TEST.LABELS_ONLY,
             "precision": cfg.TEST.PRECISION,
             "int8_encoders": cfg.TEST.INT8_ENCODERS,
-            "compiled": cfg.MODEL.COMPILE,
+            "compiled": cfg.TEST.COMPILE,
         }
 
     @property

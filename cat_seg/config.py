@@ -82,9 +82,6 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     # Recompute activations of the encoders and the aggregator in the backward pass: less memory,
     # more time, the same gradients.
     cfg.MODEL.ACTIVATION_CHECKPOINTING = False
-    # Compile the encoders and the aggregator's pieces with `torch.compile`, for training and
-    # inference: a minute at the start, and then what it brings depends on the device.
-    cfg.MODEL.COMPILE = False
 
     # Swin Transformer, when MODEL.BACKBONE.NAME is "D2SwinTransformer".
     cfg.MODEL.SWIN = CfgNode()
@@ -174,6 +171,9 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     cfg.TEST.PRECISION = "float32"
     # Quantise the encoders' linear layers to 8 bits. On CPU; changes some labels.
     cfg.TEST.INT8_ENCODERS = False
+    # Compile the encoders and the aggregator's pieces with `torch.compile`: a minute at the start,
+    # and then what it brings depends on the device.
+    cfg.TEST.COMPILE = False
     # Keep the volume of a crop in half precision between the layers. Changes few labels.
     cfg.TEST.HALF_VOLUME = False
     # Return each pixel's class and its probability instead of every class's probability.

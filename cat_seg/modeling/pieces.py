@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,17 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def compile_for_inference(owner: nn.Module, name: str) -> None:
+    """Let a module's function run through `torch.compile` wherever no gradients are recorded."""
+    function = getattr(owner, name)
+    compiled = torch.compile(function)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (function if torch.is_grad_enabled() else compiled)(*args, **kwargs)
+
+    setattr(owner, name, call)
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from cat_seg.modeling.aggregator.decoder import DecoderBlock
 from cat_seg.modeling.aggregator.spatial_aggregation import SpatialAggregation
 from cat_seg.modeling.pieces import (
     Linear,
+    compile_for_inference,
     gather_pieces,
     map_pieces,
     piece_length,
@@ -186,13 +187,13 @@ class Aggregator(nn.Module):
         self.head = nn.Conv2d(decoder_dims[1], 1, kernel_size=3, padding=1)
 
     def compile_pieces(self) -> None:
-        """Compile what is done with every piece (`torch.compile`)."""
+        """Compile what inference does with every piece (`torch.compile`)."""
         for layer in self.layers:
             assert isinstance(layer, AggregatorLayer)
-            layer.swin_block.compile()
-            layer.attention.branch = torch.compile(layer.attention.branch)  # type: ignore[method-assign]
-        self.decoder1.compile()
-        self.decoder2.compile()
+            compile_for_inference(layer.swin_block, "forward")
+            compile_for_inference(layer.attention, "branch")
+        compile_for_inference(self.decoder1, "forward")
+        compile_for_inference(self.decoder2, "forward")
 
     def forward(
         self, features: Tensor, text: Tensor, guidance: Sequence[Tensor]
@@ -261,9 +262,8 @@ class Aggregator(nn.Module):
         cost = correlate(features, unit_length(text))  # (B, T, H, W, P)
         x = self.conv1(rearrange(cost, "B T H W P -> (B T) P H W"))
         half = self.half_volume and not torch.is_grad_enabled()
-        return rearrange(x, "(B T) C H W -> B T H W C", B=len(features)).to(
-            torch.float16 if half else torch.float32
-        )
+        x = x.to(torch.float16 if half else torch.float32)
+        return rearrange(x, "(B T) C H W -> B T H W C", B=len(features))
 
     def decode(self, x: Tensor, guidance: Sequence[Tensor], length: int) -> Tensor:
         """(B, T, H, W, C) -> (B, T, 4 H, 4 W), overwriting x where no gradient is needed."""
