@@ -87,4 +87,7 @@ def _join(
     if has_gpu:
         torch.cuda.set_device(local_rank)
     comm.synchronize()
-    main_func(*args)
+    try:
+        main_func(*args)
+    finally:
+        comm.leave_process_groups()

@@ -40,6 +40,15 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
             _local_group = group
 
 
+def leave_process_groups() -> None:
+    """Let go of all groups: threads of gloo that outlive the interpreter abort the process."""
+    global _local_group
+    _local_group = None
+    create_local_process_group.cache_clear()
+    _object_group.cache_clear()
+    dist.destroy_process_group()
+
+
 def get_local_process_group() -> Any:
     """Return the group of the processes on this machine."""
     assert _local_group is not None, (
