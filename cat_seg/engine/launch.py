@@ -50,7 +50,12 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
     try:
         main(args)
     finally:
-        distributed.destroy_process_group()
+        leave()
+
+
+def leave() -> None:
+    """Undo `join`. The stand-in also lets go of the groups that it keeps; see there."""
+    getattr(comm, "leave_process_groups", distributed.destroy_process_group)()
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:

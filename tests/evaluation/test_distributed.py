@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.utils import comm
 
+from cat_seg.engine.launch import leave
 from cat_seg.tools import evaluate
 from tests.brightness import write_squares
 
@@ -23,7 +24,7 @@ def process(rank: int, arguments: list[str], rendezvous: str) -> None:
     )
     comm.create_local_process_group(2)
     run(arguments)
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def run(arguments: list[str]) -> None:
