@@ -336,15 +336,16 @@ def normalised(images: Tensor, values: tuple[tuple[float, ...], tuple[float, ...
     return (images - mean) / std
 
 
-def encode(w: Weights, crops: Tensor, *, clip_heads: int, clip_side: int, quick: bool = True,
-           depths: Sequence[int] = (), heads: Sequence[int] = (), window: int = 12, side: int = 384,
-           wanted: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+def encode(w: Weights, crops: Tensor, *, clip_heads: int, clip_side: int, quick: bool,
+           residual: str, wanted: Sequence[int] = (), depths: Sequence[int] = (),
+           heads: Sequence[int] = (), window: int = 12, side: int = 384,
+           ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """Crops -> dense features and guidance, deepest first: of Swin, or of CLIP's wanted blocks."""
     x = bilinear(normalised(crops, CLIP_NORM), clip_side)
+    visual = HEAD + "clip_model.visual."
     features, *tokens = clip_image(
-        w, HEAD + "clip_model.visual.", x, clip_heads, quick=quick, wanted=wanted,
-        residual="class" if wanted else "token",
-    )  # fmt: skip
+        w, visual, x, clip_heads, residual=residual, quick=quick, wanted=wanted
+    )
     if not wanted:
         images = bilinear(normalised(crops, IMAGE_NORM), side)
         return features, swin(w, "backbone.", images, depths, heads, window)
@@ -385,6 +386,7 @@ def settings(cfg: Any, model: nn.Module) -> dict[str, Any]:
         "clip_heads": block.attn.num_heads,
         "clip_side": head.FEATURE_RESOLUTION[0] * visual.patch_size[0],
         "quick": type(block.mlp.gelu).__name__ == "QuickGELU",
+        "residual": predictor.last_residual,
         "wanted": predictor.guidance_layers,
     }
     if not predictor.guidance_layers:

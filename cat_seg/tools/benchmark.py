@@ -277,6 +277,8 @@ def build(args: argparse.Namespace) -> tuple[CfgNode, CATSeg]:
     for parameter in model.parameters():
         if parameter.dim() == 0 or not parameter.any():  # not left at zero: nothing is skipped
             nn.init.normal_(parameter, std=0.02)
+    if not args.training:  # parameters that want gradients confuse the counting of operations
+        model.requires_grad_(False)
     return cfg, model
 
 

@@ -9,18 +9,23 @@ import torch
 
 from cat_seg.tools import benchmark, plot_benchmark
 
-SMALL = ["--config-file", "configs/open_world.yaml", "--image-size", "96", "128", "--device", "cpu"]
+SIZES = ["--image-size", "96", "128", "--device", "cpu"]
+SMALL = ["--config-file", "configs/open_world.yaml", *SIZES]
+SMALL_2024 = ["--config-file", "configs/open_world_2024.yaml", *SIZES]
 TILES = [
     "--opts", "TEST.SLIDING_WINDOW", "True", "TEST.SLIDING_KERNEL", "128",
     "TEST.SLIDING_RESOLUTION", "213",
 ]  # fmt: skip
 
 
-def test_both_formulations_are_measured_and_agree(tmp_path: Path, capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize("small", [SMALL, SMALL_2024])
+def test_both_formulations_are_measured_and_agree(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
     file = tmp_path / "out.json"
     options = ["--classes", "5", "--repeat", "2", "--stages", "--flops", "--against-plain"]
     options += ["--allocator", "default", "--json", str(file)]
-    assert benchmark.main([*SMALL, *options, *TILES]) == 0
+    assert benchmark.main([*small, *options, *TILES]) == 0
     report = json.loads(file.read_text())
     (result,) = report["results"]
     assert result["classes"] == 5
