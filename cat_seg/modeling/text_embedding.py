@@ -21,14 +21,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from cat_seg.modeling.clip.text import encode_text, tokenize
+from cat_seg.modeling.pieces import gather_pieces
 from cat_seg.modeling.vocabulary import parse_vocabulary
 from cat_seg.utils.files import atomic_write, cache_folder
 
 logger = logging.getLogger(__name__)
 
 _LONG = 2000  # texts that take long enough for a progress bar
+_TOGETHER = 8192  # texts whose tokens and features are in memory at a time
 _FORMAT = "1"  # of cache files; part of their names
 
 
@@ -93,20 +96,26 @@ def _embed(
     batch_size: int,
     recompute: bool,
 ) -> Tensor:
-    """(T, P, D) of T lists of names."""
-    texts = [t.format(name) for of_class in names for name in of_class for t in templates]
-    features = encode_text(
-        clip,
-        tokenize(texts),
-        batch_tokens=batch_size,
-        recompute=recompute,
-        progress=len(texts) >= _LONG,
-    )
-    features = F.normalize(features, dim=-1).view(-1, len(templates), features.shape[-1])
-    owner = [i for i, of_class in enumerate(names) for _ in of_class]
-    sums = features.new_zeros(len(names), *features.shape[1:])
-    sums = sums.index_add(0, torch.tensor(owner, device=sums.device), features)
-    return F.normalize(sums, dim=-1)  # a sum and a mean point the same way
+    """(T, P, D) of T lists of names, some classes at a time: little is needed beside the result."""
+    count = len(templates) * sum(len(of_class) for of_class in names)
+    hidden = None if count >= _LONG else True  # None: hidden where there is no terminal
+    together = max(1, _TOGETHER // len(templates))
+    with tqdm(total=count, desc="Encoding texts", unit="text", disable=hidden) as bar:
+
+        def features_of(some: list[list[str]]) -> Tensor:
+            texts = [t.format(name) for of_class in some for name in of_class for t in templates]
+            features = encode_text(
+                clip, tokenize(texts), batch_tokens=batch_size, recompute=recompute, progress=bar
+            )
+            features = F.normalize(features, dim=-1).view(-1, len(templates), features.shape[-1])
+            owner = [i for i, of_class in enumerate(some) for _ in of_class]
+            sums = features.new_zeros(len(some), *features.shape[1:])
+            sums = sums.index_add(0, torch.tensor(owner, device=sums.device), features)
+            return F.normalize(sums, dim=-1)  # a sum and a mean point the same way
+
+        starts = range(0, len(names), together)
+        groups = (features_of(names[i : i + together])[None] for i in starts)
+        return gather_pieces(groups, len(names))[0]
 
 
 def _cache_key(clip: open_clip.CLIP, names: list[list[str]], templates: Sequence[str]) -> str:

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 CONTEXT_LENGTH = 77  # tokens
 _VOCABULARY_SIZE = 49408
+# Linear layers see multiples of so many rows: oneDNN keeps what it builds for every size.
+_ROWS = 64
 
 
 def tokenize(texts: list[str]) -> Tensor:
@@ -49,7 +51,7 @@ def encode_text(
     *,
     batch_tokens: int = 8192,
     recompute: bool = False,
-    progress: bool = False,
+    progress: tqdm | None = None,
 ) -> Tensor:
     """Encode texts. Equal to `clip.encode_text` to rounding, with gradients if they are enabled.
 
@@ -59,7 +61,7 @@ def encode_text(
         batch_tokens: bounds memory: so many tokens at once (but at least one text).
         recompute: in training, trade time for memory: recompute a block's activations in the
             backward pass.
-        progress: show a progress bar on a terminal.
+        progress: a bar that is moved by the texts that are done.
 
     Returns:
         (N, D), not normalised.
@@ -67,11 +69,12 @@ def encode_text(
     # Sorted, so that texts which begin alike are neighbours.
     texts, where = torch.unique(tokens.cpu(), dim=0, return_inverse=True)
     features = []
-    hidden = None if progress else True  # None: hidden where there is no terminal
-    with tqdm(total=len(texts), desc="Encoding texts", unit="text", disable=hidden) as bar:
-        for batch in _batches(texts, texts.argmax(dim=1) + 1, batch_tokens):
-            features.append(_encode_sorted(clip, batch, recompute))
-            bar.update(len(batch))
+    for batch in _batches(texts, texts.argmax(dim=1) + 1, batch_tokens):
+        features.append(_encode_sorted(clip, batch, recompute))
+        if progress is not None:
+            progress.update(len(batch))
+    if progress is not None:
+        progress.update(len(tokens) - len(texts))  # the same texts once more
     return torch.cat(features)[where.to(features[0].device)]
 
 
@@ -113,6 +116,7 @@ def _encode_sorted(clip: open_clip.CLIP, texts: Tensor, recompute: bool) -> Tens
     end = texts.argmax(dim=1) + width * torch.arange(len(texts))
     node, first = _prefix_tree(texts)  # (N, L), (M,)
     device = clip.token_embedding.weight.device
+    first, end = _whole(first), _whole(end)
     tokens, positions = texts.flatten()[first].to(device), (first % width).to(device)
     node, first, end = node.to(device), first.to(device), end.to(device)
 
@@ -123,9 +127,15 @@ def _encode_sorted(clip: open_clip.CLIP, texts: Tensor, recompute: bool) -> Tens
             x = checkpoint(_block, block, x, node, first, use_reentrant=False)
         else:
             x = _block(block, x, node, first)
-    x = clip.ln_final(_block(last, x, node, end))  # (N, C): no other token of it is needed
+    x = clip.ln_final(_block(last, x, node, end))  # no other token of it is needed
+    x = x[: len(texts)]  # (N, C)
     projection = clip.text_projection
     return projection(x) if isinstance(projection, nn.Module) else x @ projection
+
+
+def _whole(index: Tensor) -> Tensor:
+    """Repeat the first index until their number is a multiple of `_ROWS`."""
+    return torch.cat([index, index[:1].expand(-len(index) % _ROWS)])
 
 
 def _block(block: ResidualAttentionBlock, x: Tensor, node: Tensor, wanted: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cat_seg.modeling.clip import blocks, encode_text, split_in_proj, tokenize
+from cat_seg.modeling.clip import blocks, encode_text, split_in_proj, text, tokenize
 from cat_seg.modeling.clip.text import _prefix_tree
 from tests.modeling.clip.tiny import tiny_clip
 
@@ -77,9 +77,13 @@ def test_every_beginning_is_computed_once(monkeypatch):
     rows = []
     add_mlp = blocks.add_mlp
     monkeypatch.setattr(blocks, "add_mlp", lambda b, x: (rows.append(len(x)), add_mlp(b, x))[1])
-    encode_text(clip, tokenize(["a photo of a cat", "a photo of a dog"] * 3))
+    tokens = tokenize(["a photo of a cat", "a photo of a dog"] * 3)
+    in_whole_rows = encode_text(clip, tokens)
+    assert rows == [64, 64]
+    monkeypatch.setattr(text, "_ROWS", 1)
+    torch.testing.assert_close(encode_text(clip, tokens), in_whole_rows)
     # Start, a, photo, of, a; cat, end; dog, end. In the last block, the two ends.
-    assert rows == [9, 2]
+    assert rows[2:] == [9, 2]
 
 
 def test_texts_that_are_cut_are_reported(caplog):
