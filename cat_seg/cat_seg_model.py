@@ -36,6 +36,9 @@ from cat_seg.modeling.sliding_window import TileGrid, resize
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": torch.float32, **AMP_DTYPES}
+# Crops that the encoders take at once on a CPU, so that their weights are read less often. The
+# aggregator takes one: its volume is what needs memory.
+CPU_ENCODED_CROPS = 3
 
 
 @META_ARCH_REGISTRY.register()
@@ -162,6 +165,12 @@ class CATSeg(nn.Module):
         return self.pixel_mean.device
 
     @property
+    def images_at_once(self) -> int:
+        """How many images' crops CROP_BATCH has room for; without sliding window one, whose size
+        no other need share."""
+        return max(1, self.crop_batch // self.sliding_window.count) if self.sliding_window else 1
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Class names in use: those of training in training mode, else those to be found."""
         return self.sem_seg_head.predictor.names
@@ -186,8 +195,11 @@ class CATSeg(nn.Module):
         if self.training:
             return self.losses(batched_inputs)
         half = self.precision != torch.float32
+        results: list[dict[str, Any]] = []
         with torch.no_grad(), torch.autocast(self.device.type, self.precision, enabled=half):
-            return [self._inference_that_fits(one) for one in batched_inputs]
+            while len(results) < len(batched_inputs):
+                results += self._inference_that_fits(batched_inputs[len(results) :])
+        return results
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """See `forward`."""
@@ -198,11 +210,12 @@ class CATSeg(nn.Module):
         features, guidance = self.encode(*self.normalised(images, self.size_divisibility))
         return self.sem_seg_head.losses(features, guidance, labels)
 
-    def _inference_that_fits(self, one: dict[str, Any]) -> dict[str, Any]:
-        """`inference`, again with smaller pieces where the device's memory runs out."""
+    def _inference_that_fits(self, images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """`inference` of the first images, again with fewer or in smaller pieces where the
+        device's memory runs out."""
         while True:
             try:
-                return self.inference(one)
+                return self.inference(images[: self.images_at_once])
             except torch.OutOfMemoryError:
                 if self.crop_batch != 1:
                     self.crop_batch = 1
@@ -211,22 +224,34 @@ class CATSeg(nn.Module):
             logger.warning("Out of memory on %s; going on with smaller pieces.", self.device)
             torch.cuda.empty_cache()
 
-    def inference(self, one: dict[str, Any]) -> dict[str, Any]:
-        """Segment one image; see `forward`."""
-        image = one["image"].to(self.device).float()
-        height, width = one.get("height", image.shape[-2]), one.get("width", image.shape[-1])
+    def inference(self, images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Segment images, their crops in one row; see `forward`."""
         tiles = self.sliding_window
-        crops, divisibility = (
-            ([*tiles.cut(image)], 0) if tiles else ([image], self.size_divisibility)
-        )
-        batch = self.crop_batch or (1 if self.device.type == "cpu" else len(crops))
-        logits: list[ClassLogits] = []
-        for i in range(0, len(crops), batch):
-            logits = [crop.compact() for crop in logits]  # gives back the volume before the next
-            normalised = self.normalised(crops[i : i + batch], divisibility)
-            with int8_linears(self.int8_encoders):
-                encoded = self.encode(*normalised)
-            logits += self.sem_seg_head(*encoded)
+        pixels = [one["image"].to(self.device).float() for one in images]
+        crops = [crop for image in pixels for crop in (tiles.cut(image) if tiles else [image])]
+        logits = self.crop_logits(crops)
+        each = len(crops) // len(images)
+        return [self.merged(one, logits[i * each : (i + 1) * each]) for i, one in enumerate(images)]
+
+    def crop_logits(self, crops: Sequence[Tensor]) -> list[ClassLogits]:
+        """The logits of crops of (3, h, w): first all are encoded, then all aggregated."""
+        cpu = self.device.type == "cpu"
+        batch = self.crop_batch or (CPU_ENCODED_CROPS if cpu else len(crops))
+        divisibility = 0 if self.sliding_window else self.size_divisibility
+        with int8_linears(self.int8_encoders):
+            encoded = [
+                self.encode(*self.normalised(crops[i : i + batch], divisibility))
+                for i in range(0, len(crops), batch)
+            ]
+        features = torch.cat([of_some for of_some, _ in encoded])
+        guidance = [torch.cat(maps) for maps in zip(*(g for _, g in encoded), strict=True)]
+        del encoded
+        return self.sem_seg_head(features, guidance, self.crop_batch or int(cpu))
+
+    def merged(self, one: dict[str, Any], logits: list[ClassLogits]) -> dict[str, Any]:
+        """The result for an image from the logits of its crops; see `forward`."""
+        image, tiles = one["image"], self.sliding_window
+        height, width = one.get("height", image.shape[-2]), one.get("width", image.shape[-1])
 
         def probabilities(classes: Tensor) -> Tensor:
             """The maps of some classes, (len(classes), height, width)."""
@@ -262,9 +287,9 @@ class CATSeg(nn.Module):
         scores = left_out.repeat(height, width)
         labels = torch.zeros(height, width, dtype=torch.long, device=self.device)
         for piece in classes.split(length):
-            score, label = probabilities(piece).max(dim=0)
-            labels = torch.where(score > scores, piece[label], labels)
-            scores = torch.maximum(scores, score)
+            for index, maps in zip(piece.tolist(), probabilities(piece), strict=True):
+                labels.masked_fill_(maps > scores, index)
+                torch.maximum(scores, maps, out=scores)
         return {"labels": labels, "scores": scores}
 
     def normalised(

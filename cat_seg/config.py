@@ -165,7 +165,9 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     cfg.TEST.SLIDING_KERNEL = 384  # pixels
     cfg.TEST.SLIDING_OVERLAP = 0.333  # share of the kernel
     cfg.TEST.SLIDING_RESOLUTION = 640  # pixels
-    cfg.TEST.CROP_BATCH = 0  # crops taken at once; 0: one on CPU, all of an image elsewhere
+    # Crops taken at once, of several images where they come in a batch and fit. 0: all of an image,
+    # but on CPU three by the encoders and one by the aggregator.
+    cfg.TEST.CROP_BATCH = 0
     # Type of autocast in inference: "float32" for none, "bf16" or "fp16". Faster where the hardware
     # is, and changes some labels (docs/performance.md).
     cfg.TEST.PRECISION = "float32"

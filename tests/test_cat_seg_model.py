@@ -211,33 +211,56 @@ def test_out_of_memory_is_met_with_smaller_pieces(monkeypatch: pytest.MonkeyPatc
     room = [5, 4, 3]  # it fits at the fourth try
     seen = []
 
-    def inference(one: object) -> dict[str, object]:
-        seen.append((model.crop_batch, pieces.PIECE_BYTES["cpu"] >> 20))
+    def inference(images: list[object]) -> list[dict[str, object]]:
+        seen.append((len(images), model.crop_batch, pieces.PIECE_BYTES["cpu"] >> 20))
         if room:
             room.pop()
             raise torch.OutOfMemoryError
-        return {"labels": one}
+        return [{"labels": one} for one in images]
 
     monkeypatch.setattr(model, "inference", inference)
-    assert model(["image"]) == [{"labels": "image"}]
-    assert seen == [(0, 8), (1, 8), (1, 4), (1, 2)]
+    model.crop_batch = 2 * model.sliding_window.count
+    assert model(["a", "b", "c"]) == [{"labels": one} for one in "abc"]
+    assert seen == [(2, 10, 8), (1, 1, 8), (1, 1, 4), (1, 1, 2), (1, 1, 2), (1, 1, 2)]
     room += [0] * 9
     with pytest.raises(torch.OutOfMemoryError):
         model(["image"])
 
 
-def test_the_logits_lie_in_the_volume_until_the_next_crop(tmp_path):
+def test_one_volume_serves_all_crops_and_the_last_logits_lie_in_it(tmp_path):
     model = golden_model("swin_tiny", tmp_path)
-    crops = torch.rand(2, 3, 384, 384) * 255
+    crops = torch.rand(3, 3, 384, 384) * 255
+    transformer = model.sem_seg_head.predictor.transformer
+    volumes = []
+    handle = transformer.layers[0].attention.register_forward_hook(
+        lambda module, inputs, output: volumes.append(output.untyped_storage().data_ptr())
+    )
     with torch.no_grad():
-        logits = model.sem_seg_head(*model.encode(*model.normalised(list(crops))))
-    for image in logits:
-        compact = image.compact()
-        assert torch.equal(compact.values, image.values)
-        own = compact.values.numel() * 4
-        assert compact.values.untyped_storage().nbytes() == own
-        assert image.values.untyped_storage().nbytes() > own
-        assert compact.compact() is compact
+        encoded = model.encode(*model.normalised(list(crops)))
+        together = model.sem_seg_head(*encoded)
+        assert len(volumes) == 1
+        logits = model.sem_seg_head(*encoded, batch=1)
+    handle.remove()
+    assert len(set(volumes[1:])) == 1 and len(volumes) == 4
+    for one, other in zip(logits, together, strict=True):
+        torch.testing.assert_close(one.values, other.values, atol=1e-5, rtol=1e-4)
+    storages = [image.values.untyped_storage() for image in logits]
+    size = logits[0].values.numel() * 4
+    assert [s.nbytes() == size for s in storages] == [True, True, False]
+    assert storages[2].data_ptr() == volumes[-1]
+
+
+def test_crops_of_several_images_share_a_batch(model: CATSeg, mapped: Tensor):
+    images = [{"image": mapped[:, : 300 + 50 * i], "height": 60, "width": 80} for i in range(3)]
+    alone = [result["sem_seg"] for result in model(images)]
+    model.crop_batch = 2 * model.sliding_window.count + 1
+    try:
+        assert model.images_at_once == 2
+        together = [result["sem_seg"] for result in model(images)]
+    finally:
+        model.crop_batch = 0
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-4)
 
 
 def test_pieces_and_crop_batches_change_nothing(model: CATSeg, mapped: Tensor):

@@ -58,11 +58,28 @@ class InferenceLinear(nn.Linear):
         return compute(input, self.weight, self.bias)
 
 
-def use_linear(module: nn.Module) -> None:
-    """Let every `nn.Linear` in a module of another library be an `InferenceLinear`."""
+def gelu(x: Tensor) -> Tensor:
+    """GELU, into x where no gradient is needed. x must be a fresh result, unused elsewhere."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+
+
+class InferenceGELU(nn.GELU):
+    """`nn.GELU` by `gelu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return gelu(input)
+
+
+def use_fast_layers(module: nn.Module) -> None:
+    """Let a module of another library compute with `linear` and `gelu`, in inference.
+
+    Its GELUs must follow a linear layer whose output nothing else needs.
+    """
     for child in module.modules():
         if type(child) is nn.Linear:
             child.__class__ = InferenceLinear  # the same parameters and names
+        elif type(child) is nn.GELU and child.approximate == "none":
+            child.__class__ = InferenceGELU
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -107,16 +124,17 @@ def shrink_pieces(device: torch.device) -> bool:
     return True
 
 
-def gather_pieces(pieces: Iterable[Tensor], count: int) -> Tensor:
+def gather_pieces(pieces: Iterable[Tensor], count: int, memory: Tensor | None = None) -> Tensor:
     """`torch.cat` along dimension 1; without gradients no two copies of it exist at any time.
 
     Args:
         pieces: at least one, made when asked for.
         count: the sum of their lengths.
+        memory: where to put it if no gradient is needed; None for memory of its own.
     """
     if torch.is_grad_enabled():
         return torch.cat(list(pieces), dim=1)
-    whole, done = None, 0
+    whole, done = memory, 0
     for piece in pieces:
         if whole is None:
             whole = piece.new_empty(len(piece), count, *piece.shape[2:])

@@ -50,6 +50,11 @@ class TileGrid:
         starts = range(0, self.resolution - self.kernel + 1, self.stride)
         return [(top, left) for top in starts for left in starts]
 
+    @property
+    def count(self) -> int:
+        """Tiles of an image, the whole one included: L + 1."""
+        return len(self.corners) + 1
+
     def cut(self, image: Tensor) -> Tensor:
         """(3, H, W) -> (L + 1, 3, K, K): the tiles of the resized image, then the whole image."""
         K = self.kernel

@@ -168,7 +168,10 @@ def run(
         evaluator.evaluate()
         return
     loader = build_detection_test_loader(
-        records, mapper=EvaluationMapper(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
+        records,
+        mapper=EvaluationMapper(cfg),
+        batch_size=model.images_at_once,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     inference_on_dataset(model, loader, evaluator)
 

@@ -62,6 +62,13 @@ def test_whole_and_interrupted_runs_give_the_same_figures(config, tmp_path, monk
         assert same[0] == same[1]
 
 
+def test_images_come_in_batches_where_the_model_takes_several(config, tmp_path, monkeypatch):
+    alone = run(config, tmp_path / "alone")
+    monkeypatch.setattr(BrightnessSegmenter, "images_at_once", 4)
+    assert calls(config, tmp_path / "together") == 2
+    assert run(config, tmp_path / "together") == alone
+
+
 def test_reports(config, tmp_path):
     results = run(config, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()

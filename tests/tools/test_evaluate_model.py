@@ -74,11 +74,11 @@ def test_two_vocabularies_whole_and_interrupted(config, tmp_path, monkeypatch):
     segmented = []
     inference = CATSeg.inference
 
-    def counted(self, one):
-        segmented.append(one["file_name"])
+    def counted(self, images):
+        segmented.extend(one["file_name"] for one in images)
         if len(segmented) == IMAGES + 2:  # the second of the second vocabulary
             raise KeyboardInterrupt
-        return inference(self, one)
+        return inference(self, images)
 
     monkeypatch.setattr(CATSeg, "inference", counted)
     with pytest.raises(KeyboardInterrupt):

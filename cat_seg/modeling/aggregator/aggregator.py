@@ -43,13 +43,6 @@ class ClassLogits(NamedTuple):
     values: Tensor  # (T', 4 H, 4 W)
     classes: Tensor | None  # (T',) their indices, ascending; None when these are all
 
-    def compact(self) -> ClassLogits:
-        """The same, no longer in the memory of the volume that it was decoded from."""
-        own = self.values.numel() * self.values.element_size()
-        if self.values.untyped_storage().nbytes() == own:
-            return self
-        return self._replace(values=self.values.clone())
-
     def of(self, classes: Tensor) -> Tensor:
         """The maps of some classes, (len(classes), 4 H, 4 W); `LEFT_OUT` where left out."""
         if self.classes is None:
@@ -196,7 +189,7 @@ class Aggregator(nn.Module):
         compile_for_inference(self.decoder2, "forward")
 
     def forward(
-        self, features: Tensor, text: Tensor, guidance: Sequence[Tensor]
+        self, features: Tensor, text: Tensor, guidance: Sequence[Tensor], batch: int = 0
     ) -> list[ClassLogits]:
         """Aggregate the cost volume of each image.
 
@@ -204,6 +197,7 @@ class Aggregator(nn.Module):
             features: (B, D, H, W) dense image features.
             text: (T, P, D) text features.
             guidance: feature maps, deepest first: (B, ., H, W), (B, ., 2 H, 2 W), (B, ., 4 H, 4 W)
+            batch: images whose volumes exist at a time; 0 for all of them.
 
         Returns:
             B of `ClassLogits`, of (T, 4 H, 4 W), or (max_classes, 4 H, 4 W) if that is less.
@@ -218,44 +212,75 @@ class Aggregator(nn.Module):
                 f"{self.grid} of both."
             )
         features = F.normalize(rearrange(features, "B D H W -> B H W D").float(), dim=-1)
-        if 0 < self.max_classes < len(text):
-            return [
-                self._aggregate_most_similar(
-                    features[b : b + 1], text, [g[b : b + 1] for g in guidance]
-                )
-                for b in range(len(features))
-            ]
-        return [ClassLogits(v, None) for v in self.aggregate(features, text, guidance)]
+        B = len(features)
+        select = 0 < self.max_classes < len(text)
+        batch = 1 if select else batch or B
+        words = self._project_text(text)
+        logits: list[ClassLogits] = []
+        volume = None
+        for start in range(0, B, batch):
+            some, classes = slice(start, start + batch), None
+            if select:
+                length = self._piece(1, features.device)
+                with torch.no_grad():
+                    classes = most_similar_classes(features[start], text, self.max_classes, length)
+            chosen = slice(None) if classes is None else classes
+            volume, maps = self.aggregate(
+                features[some],
+                text[chosen],
+                None if words is None else words[chosen],
+                [g[some] for g in guidance],
+                volume,
+                last=start + batch >= B,
+            )
+            logits += [ClassLogits(m, classes) for m in maps]
+        return logits
 
-    def _aggregate_most_similar(
-        self, features: Tensor, text: Tensor, guidance: Sequence[Tensor]
-    ) -> ClassLogits:
-        length = self._piece(1, features.device)
-        with torch.no_grad():
-            classes = most_similar_classes(features[0], text, self.max_classes, length)
-        return ClassLogits(self.aggregate(features, text[classes], guidance)[0], classes)
+    def aggregate(
+        self,
+        features: Tensor,
+        text: Tensor,
+        words: Tensor | None,
+        guidance: Sequence[Tensor],
+        volume: Tensor | None,
+        *,
+        last: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """The logits of B images.
 
-    def aggregate(self, features: Tensor, text: Tensor, guidance: Sequence[Tensor]) -> Tensor:
-        """Features of unit length and text, (B, H, W, D) and (T, P, D) -> (B, T, 4 H, 4 W)."""
+        Args:
+            features: (B, H, W, D), of unit length.
+            text: (T, P, D)
+            words: (T, .) projected text.
+            guidance: see `forward`.
+            volume: memory of the images before, (B or more, T, H, W, C), used again.
+            last: no images follow: without gradients, the logits may lie in the volume's memory.
+
+        Returns:
+            The volume, its contents lost, and (B, T, 4 H, 4 W).
+        """
         length = self._piece(len(features), features.device)
         appearance = None
         if self.guidance_projection is not None:
             appearance = rearrange(self.guidance_projection(guidance[0]), "B C H W -> B H W C")
             appearance = appearance.contiguous()
-        text_guidance = None
-        if self.text_guidance_projection is not None:
-            means = [unit_length(t).mean(dim=1) for t in text.split(length)]
-            mean = F.normalize(torch.cat(means), dim=-1)
-            text_guidance = self.text_guidance_projection(mean)  # (T, .)
-
-        x = gather_pieces((self.embed(features, t) for t in text.split(length)), len(text))
+        pieces = (self.embed(features, t) for t in text.split(length))
+        memory = None if volume is None else volume[: len(features)]
+        x = gather_pieces(pieces, len(text), memory)
         for layer in self.layers:
             assert isinstance(layer, AggregatorLayer)
             guided = layer.swin_block.guide(appearance)
             spatial = partial(layer.swin_block, guided=guided)
             x = map_pieces(spatial, x, dim=1, length=length, recompute=self.recompute)
-            x = layer.attention(x, text_guidance, recompute=self.recompute)
-        return self.decode(x, guidance[1:], length)
+            x = layer.attention(x, words, recompute=self.recompute)
+        return x, self.decode(x, guidance[1:], length, overwrite=last)
+
+    def _project_text(self, text: Tensor) -> Tensor | None:
+        """Text guidance of a vocabulary: (T, P, D) -> (T, .)."""
+        if self.text_guidance_projection is None:
+            return None
+        means = [unit_length(t).mean(dim=1) for t in text.split(self._piece(1, text.device))]
+        return self.text_guidance_projection(F.normalize(torch.cat(means), dim=-1))
 
     def embed(self, features: Tensor, text: Tensor) -> Tensor:
         """Correlation and first convolution: (B, H, W, D), (T, P, D) -> (B, T, H, W, C)."""
@@ -265,31 +290,37 @@ class Aggregator(nn.Module):
         x = x.to(torch.float16 if half else torch.float32)
         return rearrange(x, "(B T) C H W -> B T H W C", B=len(features))
 
-    def decode(self, x: Tensor, guidance: Sequence[Tensor], length: int) -> Tensor:
-        """(B, T, H, W, C) -> (B, T, 4 H, 4 W), overwriting x where no gradient is needed."""
+    def decode(
+        self, x: Tensor, guidance: Sequence[Tensor], length: int, *, overwrite: bool
+    ) -> Tensor:
+        """(B, T, H, W, C) -> (B, T, 4 H, 4 W), in the memory of x if that may be overwritten."""
         B, T, H, W, C = x.shape
         maps: list[Tensor | None] = [None, None]
         if self.decoder_guidance_projection is not None:
             maps = [p(g) for p, g in zip(self.decoder_guidance_projection, guidance, strict=True)]
-        first = self.decoder1.guide(maps[0], (2 * H, 2 * W))
-        second = self.decoder2.guide(maps[1], (4 * H, 4 * W))
+        first = self.decoder1.guide(maps[0], (2 * H, 2 * W)), self.decoder1.kernel()
+        second = self.decoder2.guide(maps[1], (4 * H, 4 * W)), self.decoder2.kernel()
 
         def piece(x: Tensor) -> Tensor:
             y = rearrange(x.float(), "B T H W C -> (B T) C H W")
-            y = self.decoder2(self.decoder1(y, first), second)
+            y = self.decoder2(self.decoder1(y, *first), *second)
             with without_autocast(y.device):  # half precision makes logits tie
                 y = self.head(y.float())
             return rearrange(y, "(B T) 1 h w -> B T h w", B=len(x))
 
         pieces = x.split(length, dim=1)
-        if self.recompute and torch.is_grad_enabled():
-            return torch.cat([checkpoint(piece, p, use_reentrant=False) for p in pieces], dim=1)
-        if torch.is_grad_enabled() or C * x.element_size() < 16 * 4:
+        if torch.is_grad_enabled():
+            if self.recompute:
+                return torch.cat([checkpoint(piece, p, use_reentrant=False) for p in pieces], dim=1)
             return torch.cat([piece(p) for p in pieces], dim=1)
-        # A class has fewer logits than it had channels: they fit where it, or one before it, was.
-        logits = x.view(torch.float32).view(B, -1)[:, : T * 16 * H * W].view(B, T, 4 * H, 4 * W)
-        for done, p in zip(range(0, T, length), pieces, strict=True):
-            logits[:, done : done + length] = piece(p)
+        if overwrite and C * x.element_size() >= 16 * 4:
+            # A class has fewer logits than it had channels: they fit where it, or one before, was.
+            logits = x.view(torch.float32).view(B, -1)[:, : T * 16 * H * W]
+        else:
+            logits = torch.empty(B, T * 16 * H * W, device=x.device)
+        logits = logits.view(B, T, 4 * H, 4 * W)
+        for start, p in zip(range(0, T, length), pieces, strict=True):
+            logits[:, start : start + length] = piece(p)
         return logits
 
     def _piece(self, B: int, device: torch.device) -> int:

@@ -77,7 +77,7 @@ class ClassAggregation(nn.Module):
         pooling = self.pooling if self.training else self.test_pooling
         if pooling == (1, 1):
             x = x.flatten(2, 3)
-            return pieces(lambda p: p + self.branch(p, guided), x).view(B, T, H, W, C)
+            return pieces(lambda p: add(p, self.branch(p, guided)), x).view(B, T, H, W, C)
         pooled = F.avg_pool2d(rearrange(x.float(), "B T H W C -> (B T) C H W"), pooling)
         h = pooled.shape[-2]
         pooled = rearrange(pooled, "(B T) C h w -> B T (h w) C", B=B).contiguous()
@@ -167,15 +167,22 @@ def linear_attention(
         q, k, v: (..., heads, T, d)
         pad: key and value, (heads, 1, d), that stand in the sequence another `copies` times.
     """
-    q, k = F.elu(q) + 1, F.elu(k) + 1
+    q, k = feature_map(q), feature_map(k)
     key_value = k.transpose(-1, -2) @ v  # (..., heads, d, d)
     key_sum = k.sum(-2, keepdim=True)  # (..., heads, 1, d)
     if pad is not None:
-        pad_k = F.elu(pad[0]) + 1
+        pad_k = feature_map(pad[0])
         key_value = key_value + copies * (pad_k.transpose(-1, -2) @ pad[1])
         key_sum = key_sum + copies * pad_k
     normaliser = (q * key_sum).sum(-1, keepdim=True) + 1e-6
     return (q @ key_value) / normaliser
+
+
+def feature_map(x: Tensor) -> Tensor:
+    """elu(x) + 1: exp(x) below zero, x + 1 above. Without gradients by exp, faster than expm1."""
+    if torch.is_grad_enabled():
+        return F.elu(x) + 1
+    return x.clamp(max=0).exp_().add_(x.clamp(min=0))
 
 
 def full_attention(

@@ -36,6 +36,12 @@ class DecoderBlock(nn.Module):
         self.up = nn.ConvTranspose2d(in_dim, in_dim - guidance_dim, kernel_size=2, stride=2)
         self.conv = DoubleConv(in_dim, out_dim)
 
+    def kernel(self) -> Tensor:
+        """The transposed and the first 3 x 3 convolution as one: (C, M, 4, 4)."""
+        return F.conv2d(
+            self.up.weight, self.conv.first.weight[:, : self.up.out_channels], padding=2
+        )
+
     def guide(self, guidance: Tensor | None, size: tuple[int, int]) -> Tensor:
         """What guidance and bias add after the first convolution, for all classes of an image.
 
@@ -44,7 +50,7 @@ class DecoderBlock(nn.Module):
             size: 2 H, 2 W, for when there is no guidance.
 
         Returns:
-            (B or 1, M, 2 H, 2 W)
+            (B or 1, M, 2 H, 2 W), channels-last as what it is added to
         """
         assert self.up.bias is not None
         maps = self.up.bias[None, :, None, None]
@@ -59,13 +65,17 @@ class DecoderBlock(nn.Module):
                 )
             maps = maps.to(guidance.dtype).expand(len(guidance), -1, *size)
             maps = torch.cat([maps, guidance], dim=1)
-        return F.conv2d(maps, self.conv.first.weight, padding=1)
+        guided = F.conv2d(maps, self.conv.first.weight, padding=1)
+        return guided.contiguous(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, guided: Tensor) -> Tensor:
-        """(B T, C, H, W), image-major -> (B T, M, 2 H, 2 W)."""
-        kernel = F.conv2d(
-            self.up.weight, self.conv.first.weight[:, : self.up.out_channels], padding=2
-        )
+    def forward(self, x: Tensor, guided: Tensor, kernel: Tensor) -> Tensor:
+        """(B T, C, H, W), image-major -> (B T, M, 2 H, 2 W).
+
+        Args:
+            x: channels-last, to be fast.
+            guided: see `guide`.
+            kernel: see `kernel`.
+        """
         y = F.conv_transpose2d(x, kernel, stride=2, padding=1)  # (B T, M, 2 H, 2 W)
         if len(guided) > 1:
             guided = guided.repeat_interleave(len(y) // len(guided), dim=0)

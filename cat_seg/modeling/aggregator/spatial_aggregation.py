@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cat_seg.modeling.pieces import Linear, add, linear
+from cat_seg.modeling.pieces import Linear, add, gelu, linear
 
 
 class SpatialAggregation(nn.Module):
@@ -126,7 +126,7 @@ class MLP(nn.Module):
         self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 Region = tuple[slice, slice]  # rows, columns

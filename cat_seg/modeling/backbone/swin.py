@@ -17,7 +17,7 @@ from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cat_seg.modeling.pieces import use_linear
+from cat_seg.modeling.pieces import use_fast_layers
 
 
 @BACKBONE_REGISTRY.register()
@@ -226,7 +226,7 @@ class SwinBlock(SwinTransformerBlock):
             dynamic_mask=True,
             **kwargs,
         )
-        use_linear(self)
+        use_fast_layers(self)
         # Fused attention has a fixed scale in timm.
         self.attn.fused_attn = qk_scale is None  # type: ignore[misc]
         self.attn.scale = qk_scale or self.attn.scale

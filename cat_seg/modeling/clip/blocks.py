@@ -11,7 +11,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cat_seg.modeling.pieces import add, linear
+from cat_seg.modeling.pieces import add, gelu, linear
 
 
 def check_blocks(transformer: Transformer, tower: str) -> None:
@@ -68,4 +68,4 @@ def _activate(activation: nn.Module, x: Tensor) -> Tensor:
     """The MLP's non-linearity. Without gradients QuickGELU is x sigmoid(a x) = silu(a x) / a."""
     if isinstance(activation, QuickGELU) and not torch.is_grad_enabled():
         return F.silu(x.mul_(1.702), inplace=True).mul_(1 / 1.702)
-    return activation(x)
+    return gelu(x) if type(activation) is nn.GELU else activation(x)

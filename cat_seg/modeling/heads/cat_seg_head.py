@@ -57,9 +57,11 @@ class CATSegHead(nn.Module):
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         }
 
-    def forward(self, features: Tensor, guidance: Sequence[Tensor]) -> list[ClassLogits]:
+    def forward(
+        self, features: Tensor, guidance: Sequence[Tensor], batch: int = 0
+    ) -> list[ClassLogits]:
         """See `CATSegPredictor.forward`."""
-        return self.predictor(features, guidance)
+        return self.predictor(features, guidance, batch)
 
     def losses(
         self, features: Tensor, guidance: Sequence[Tensor], targets: Tensor
@@ -275,17 +277,20 @@ class CATSegPredictor(nn.Module):
             recompute=self.recompute,
         )
 
-    def forward(self, features: Tensor, guidance: Sequence[Tensor]) -> list[ClassLogits]:
+    def forward(
+        self, features: Tensor, guidance: Sequence[Tensor], batch: int = 0
+    ) -> list[ClassLogits]:
         """Segment images into the vocabulary in use.
 
         Args:
             features: (B, D, H, W) dense CLIP features.
             guidance: maps of (B, ., H, W), (B, ., 2 H, 2 W), (B, ., 4 H, 4 W).
+            batch: images aggregated at a time; 0 for all.
 
         Returns:
             the logits of each image.
         """
-        return self.transformer(features, self.text_features(), guidance)
+        return self.transformer(features, self.text_features(), guidance, batch)
 
 
 def vocabulary_of(class_json: str, datasets: Sequence[str]) -> list[str]:

@@ -96,7 +96,7 @@ def test_decoder_block(guidance: int):
     block = random_weights(DecoderBlock(in_dim=32, out_dim=16, guidance_dim=guidance))
     x = torch.randn(6, 32, 5, 7)
     maps = torch.randn(2, guidance, 10, 14) if guidance else None
-    actual = block(x, block.guide(maps, (10, 14)))
+    actual = block(x, block.guide(maps, (10, 14)), block.kernel())
     weights = {f"d.{k}": v for k, v in block.state_dict().items()}
     close(actual, plain.decoder_block(weights, "d", x, maps))
 
