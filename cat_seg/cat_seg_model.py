@@ -216,13 +216,16 @@ class CATSeg(nn.Module):
         while True:
             try:
                 return self.inference(images[: self.images_at_once])
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if "out of memory" not in str(error).lower():
+                    raise
                 if self.crop_batch != 1:
                     self.crop_batch = 1
                 elif not shrink_pieces(self.device):
                     raise
             logger.warning("Out of memory on %s; going on with smaller pieces.", self.device)
-            torch.cuda.empty_cache()
+            if self.device.type in ("cuda", "mps"):
+                getattr(torch, self.device.type).empty_cache()
 
     def inference(self, images: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Segment images, their crops in one row; see `forward`."""
@@ -246,7 +249,7 @@ class CATSeg(nn.Module):
         features = torch.cat([of_some for of_some, _ in encoded])
         guidance = [torch.cat(maps) for maps in zip(*(g for _, g in encoded), strict=True)]
         del encoded
-        return self.sem_seg_head(features, guidance, self.crop_batch or int(cpu))
+        return self.sem_seg_head(features, guidance, self.crop_batch or (1 if cpu else 0))
 
     def merged(self, one: dict[str, Any], logits: list[ClassLogits]) -> dict[str, Any]:
         """The result for an image from the logits of its crops; see `forward`."""

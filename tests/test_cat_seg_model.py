@@ -208,23 +208,27 @@ def test_an_unknown_precision_is_named(tmp_path):
 def test_out_of_memory_is_met_with_smaller_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path):
     model = golden_model("clip_tiny", tmp_path)
     monkeypatch.setitem(pieces.PIECE_BYTES, "cpu", 8 << 20)
-    room = [5, 4, 3]  # it fits at the fourth try
+    mps = RuntimeError("MPS backend out of memory")
+    room: list[RuntimeError] = [mps, *[torch.OutOfMemoryError("CUDA out of memory.")] * 2]
     seen = []
 
     def inference(images: list[object]) -> list[dict[str, object]]:
         seen.append((len(images), model.crop_batch, pieces.PIECE_BYTES["cpu"] >> 20))
         if room:
-            room.pop()
-            raise torch.OutOfMemoryError
+            raise room.pop()
         return [{"labels": one} for one in images]
 
     monkeypatch.setattr(model, "inference", inference)
     model.crop_batch = 2 * model.sliding_window.count
     assert model(["a", "b", "c"]) == [{"labels": one} for one in "abc"]
     assert seen == [(2, 10, 8), (1, 1, 8), (1, 1, 4), (1, 1, 2), (1, 1, 2), (1, 1, 2)]
-    room += [0] * 9
-    with pytest.raises(torch.OutOfMemoryError):
+    room += [mps] * 9
+    with pytest.raises(RuntimeError, match="MPS backend"):
         model(["image"])
+    room[:] = [RuntimeError("sizes differ")]
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        model(["image"])
+    assert not room
 
 
 def test_one_volume_serves_all_crops_and_the_last_logits_lie_in_it(tmp_path):

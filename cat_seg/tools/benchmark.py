@@ -194,20 +194,32 @@ def training_sides(
     images, labels = images.to(model.device), labels.to(model.device)
     batch = [{"image": i, "sem_seg": s} for i, s in zip(images, labels, strict=True)]
 
-    def step(loss: Callable[[], Tensor]) -> Tensor:
+    def step() -> Tensor:
         model.zero_grad()
-        value = loss()
+        value = model(batch)["loss_sem_seg"]
         value.backward()
         return value.detach()
 
-    sides = {"package": Side(partial(step, lambda: model(batch)["loss_sem_seg"]), {})}
+    sides = {"package": Side(step, {})}
     if args.against_plain:
         plain = load_plain()
         settings = plain.settings(cfg, model)
         weights = dict(model.named_parameters()) | dict(model.named_buffers())
-        sides["plain"] = Side(
-            partial(step, lambda: plain.loss(weights, images, labels, text, **settings)), {}
-        )
+        at_once = args.plain_crop_batch
+        parts = list(zip(images.split(at_once), labels.split(at_once), strict=True))
+
+        def plain_step() -> Tensor:
+            """The mean over all crops, its gradients added up part by part."""
+            model.zero_grad()
+            total = torch.zeros((), device=model.device)
+            for some, of_some in parts:
+                share = len(some) / len(images)
+                value = share * plain.loss(weights, some, of_some, text, **settings)
+                value.backward()
+                total += value.detach()
+            return total
+
+        sides["plain"] = Side(plain_step, {})
     return sides
 
 
