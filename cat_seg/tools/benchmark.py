@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -194,32 +194,29 @@ def training_sides(
     images, labels = images.to(model.device), labels.to(model.device)
     batch = [{"image": i, "sem_seg": s} for i, s in zip(images, labels, strict=True)]
 
-    def step() -> Tensor:
+    def step(losses: Callable[[], Iterable[Tensor]]) -> Tensor:
+        """Add up losses and their gradients, one after the other."""
         model.zero_grad()
-        value = model(batch)["loss_sem_seg"]
-        value.backward()
-        return value.detach()
+        total = torch.zeros((), device=model.device)
+        for loss in losses():
+            loss.backward()
+            total += loss.detach()
+        return total
 
-    sides = {"package": Side(step, {})}
+    sides = {"package": Side(partial(step, lambda: [model(batch)["loss_sem_seg"]]), {})}
     if args.against_plain:
         plain = load_plain()
         settings = plain.settings(cfg, model)
         weights = dict(model.named_parameters()) | dict(model.named_buffers())
         at_once = args.plain_crop_batch
-        parts = list(zip(images.split(at_once), labels.split(at_once), strict=True))
 
-        def plain_step() -> Tensor:
-            """The mean over all crops, its gradients added up part by part."""
-            model.zero_grad()
-            total = torch.zeros((), device=model.device)
-            for some, of_some in parts:
-                share = len(some) / len(images)
-                value = share * plain.loss(weights, some, of_some, text, **settings)
-                value.backward()
-                total += value.detach()
-            return total
+        def plain_losses() -> Iterator[Tensor]:
+            """Of the batch part by part, each by its share of the batch."""
+            for some, of_some in zip(images.split(at_once), labels.split(at_once), strict=True):
+                loss = plain.loss(weights, some, of_some, text, **settings)
+                yield loss * len(some) / len(images)
 
-        sides["plain"] = Side(plain_step, {})
+        sides["plain"] = Side(partial(step, plain_losses), {})
     return sides
 
 

@@ -231,7 +231,7 @@ class Aggregator(nn.Module):
                 None if words is None else words[chosen],
                 [g[some] for g in guidance],
                 volume,
-                last=start + batch >= B,
+                overwrite=start + batch >= B,
             )
             logits += [ClassLogits(m, classes) for m in maps]
         return logits
@@ -244,7 +244,7 @@ class Aggregator(nn.Module):
         guidance: Sequence[Tensor],
         volume: Tensor | None,
         *,
-        last: bool,
+        overwrite: bool,
     ) -> tuple[Tensor, Tensor]:
         """The logits of B images.
 
@@ -254,7 +254,8 @@ class Aggregator(nn.Module):
             words: (T, .) projected text.
             guidance: see `forward`.
             volume: memory of the images before, (B or more, T, H, W, C), used again.
-            last: no images follow: without gradients, the logits may lie in the volume's memory.
+            overwrite: without gradients, the logits may lie in the volume's memory: no images
+                follow.
 
         Returns:
             The volume, its contents lost, and (B, T, 4 H, 4 W).
@@ -273,7 +274,7 @@ class Aggregator(nn.Module):
             spatial = partial(layer.swin_block, guided=guided)
             x = map_pieces(spatial, x, dim=1, length=length, recompute=self.recompute)
             x = layer.attention(x, words, recompute=self.recompute)
-        return x, self.decode(x, guidance[1:], length, overwrite=last)
+        return x, self.decode(x, guidance[1:], length, overwrite=overwrite)
 
     def _project_text(self, text: Tensor) -> Tensor | None:
         """Text guidance of a vocabulary: (T, P, D) -> (T, .)."""

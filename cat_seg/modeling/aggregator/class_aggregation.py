@@ -65,7 +65,7 @@ class ClassAggregation(nn.Module):
             recompute: trade time for memory in training.
         """
         B, T, H, W, C = x.shape
-        guided = self.attention.guide(text)  # (T, 2 C) or (2 C,)
+        guided = self.attention.guide(text)  # (T, 3 C) or (3 C,)
         bytes_each = B * T * 4 * C * 4  # of the MLP at one position
 
         def pieces(function, volume: Tensor) -> Tensor:
