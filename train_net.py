@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-import cat_seg  # noqa: F401  (before any import of detectron2)
+import cat_seg.plugin  # noqa: F401  (before any import of detectron2)
 
 # isort: split
 from detectron2.engine import default_argument_parser, default_setup
@@ -19,9 +19,9 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from cat_seg.checkpoint import CATSegCheckpointer
-from cat_seg.engine import Trainer, check_inputs, launch, load_config
-from cat_seg.paths import project_file
+from cat_seg.plugin.checkpointer import CATSegCheckpointer
+from cat_seg.plugin.engine import Trainer, check_inputs, launch, load_config
+from cat_seg.resources import project_file
 from cat_seg.utils.memory import keep_freed_memory
 
 

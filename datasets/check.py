@@ -7,8 +7,8 @@ from pathlib import Path
 
 from preparation import SPLITS, dataset_root, map_files
 
-from cat_seg.data.datasets.builtin import Split
-from cat_seg.data.datasets.pairs import IMAGE_SUFFIXES, files_by_stem, find_pairs, pair_problem
+from cat_seg.plugin.data.datasets.builtin import Split
+from cat_seg.plugin.data.datasets.pairs import IMAGE_SUFFIXES, files_by_stem, find_pairs, pair_problem
 
 _SHOWN = 10  # problems listed for a split
 

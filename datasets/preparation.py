@@ -19,8 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone need not be installed
 
-from cat_seg.data.datasets.builtin import SPLITS, dataset_root
-from cat_seg.data.label_maps import read_label_map, write_label_map
+from cat_seg.plugin.data.datasets.builtin import SPLITS, dataset_root
+from cat_seg.label_maps import read_label_map, write_label_map
 from cat_seg.utils.parallel import map_files
 
 _SHOWN = 10  # names listed for one reason

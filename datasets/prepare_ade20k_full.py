@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 from preparation import LabelTable, Summary, Work, main, needed, run, split_folders
 
-from cat_seg.data.datasets.categories import label_ids
-from cat_seg.data.label_maps import write_label_map
+from cat_seg.class_lists import label_ids
+from cat_seg.label_maps import write_label_map
 from cat_seg.utils.files import atomic_write
-from cat_seg.utils.weights import read_file
+from cat_seg.trust.weights import read_file
 
 SHORT_SIDE = 512  # pixels
 TABLE = LabelTable({id_: label for label, id_ in enumerate(label_ids("ade847"))}, other=65535)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from preparation import LabelTable, Summary, convert_folder, main, needed, split_folders
 
-from cat_seg.data.datasets.categories import label_ids
+from cat_seg.class_lists import label_ids
 
 TABLE = LabelTable({id_: label for label, id_ in enumerate(label_ids("coco"))}, other=255)
 

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.io
 from preparation import LabelTable, Skip, Summary, Work, main, needed, read_list, run, split_folders
 
-from cat_seg.data.label_maps import write_label_map
+from cat_seg.label_maps import write_label_map
 
 TABLE = LabelTable({0: 459} | {label: label - 1 for label in range(1, 460)})
 

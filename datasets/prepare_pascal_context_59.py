@@ -10,8 +10,8 @@ import numpy as np
 from preparation import LabelTable, Skip, Summary, Work, main, needed, run, split_folders
 from pycocotools import mask as rle_mask
 
-from cat_seg.data.datasets.categories import label_ids
-from cat_seg.data.label_maps import write_label_map
+from cat_seg.class_lists import label_ids
+from cat_seg.label_maps import write_label_map
 
 TABLE = LabelTable({id_: label for label, id_ in enumerate(label_ids("pc59"))}, other=255)
 

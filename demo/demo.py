@@ -16,14 +16,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import cat_seg  # noqa: F401  (before any import of detectron2)
+import cat_seg.plugin  # noqa: F401  (before any import of detectron2)
 
 # isort: split
-from cat_seg.data.datasets.categories import read_names
-from cat_seg.engine.predictor import DEFAULT_CONFIG, Predictor, load_config
-from cat_seg.utils.images import find_images, read_image
+from cat_seg.class_lists import read_names
+from cat_seg.plugin.engine.predictor import DEFAULT_CONFIG, Predictor, load_config
+from cat_seg.images import find_images, read_image
 from cat_seg.utils.memory import keep_freed_memory
-from cat_seg.utils.visualize import draw_segmentation, save_label_map, save_picture
+from cat_seg.drawing import draw_segmentation, save_label_map, save_picture
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

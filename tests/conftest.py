@@ -1,6 +1,6 @@
 """Settings that every test shares."""
 
-import cat_seg  # noqa: F401  (before any import of detectron2)
+import cat_seg.plugin  # noqa: F401  (before any import of detectron2)
 
 # isort: split
 import logging

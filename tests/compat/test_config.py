@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import cat_seg.compat
-from cat_seg.config import add_cat_seg_config
+from cat_seg.plugin.config import add_cat_seg_config
 from tests.compat.implementations import IS_REAL, Implementation
 
 PROJECT = Path(cat_seg.compat.__file__).parents[2]
@@ -42,7 +42,7 @@ def derived(tmp_path: Path) -> str:
 
 def project_config(d2: Implementation, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a config with CAT-Seg's keys, all of it of one implementation's type."""
-    monkeypatch.setattr("cat_seg.config.CfgNode", d2("config").CfgNode)
+    monkeypatch.setattr("cat_seg.plugin.config.CfgNode", d2("config").CfgNode)
     cfg = d2("config").get_cfg()
     add_cat_seg_config(cfg)
     return cfg

@@ -16,7 +16,7 @@ import scipy.io
 from PIL import Image
 from pycocotools import mask as rle_mask
 
-from cat_seg.data.datasets.categories import label_ids
+from cat_seg.class_lists import label_ids
 from tests.datasets.conftest import DATASETS
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cat_seg.engine.predictor import Predictor, load_config
-from cat_seg.paths import PROJECT_ROOT
+from cat_seg.plugin.engine.predictor import Predictor, load_config
+from cat_seg.resources import PROJECT_ROOT
 from tests.brightness import write_config
 
 spec = importlib.util.spec_from_file_location("demo", PROJECT_ROOT / "demo" / "demo.py")

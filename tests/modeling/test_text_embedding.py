@@ -13,7 +13,7 @@ from cat_seg.modeling import text_embedding
 from cat_seg.modeling.clip import split_in_proj, tokenize
 from cat_seg.modeling.prompt_templates import get_templates
 from cat_seg.modeling.text_embedding import default_cache_dir, embed_text
-from cat_seg.modeling.vocabulary import parse_vocabulary, read_vocabulary
+from cat_seg.vocabulary import parse_vocabulary, read_vocabulary
 from tests.golden import GOLDEN, load_golden
 from tests.modeling.clip.tiny import golden_clip, tiny_clip
 

@@ -9,7 +9,7 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from cat_seg.utils.weights import read_file
+from cat_seg.trust.weights import read_file
 
 from ..utils import comm
 from ..utils.file_io import PathManager

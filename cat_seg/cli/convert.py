@@ -1,0 +1,67 @@
+"""Converts CAT-Seg checkpoints between the released layout and ours, .pth and .safetensors.
+
+python -m cat_seg.cli.convert IN OUT [--to released|cat_seg] [--half]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from cat_seg.conversion import from_released, generation, to_released
+from cat_seg.utils.files import atomic_write, fetch
+from cat_seg.trust.weights import read_weights
+
+
+def convert(source: str, target: str | Path, *, to: str = "cat_seg", half: bool = False) -> None:
+    """Writes the weights of one checkpoint as another file.
+
+    Args:
+        source: A path, URL or hf://owner/repo/file.
+        target: A path that ends in .pth ({"model": ...}) or .safetensors.
+        to: "released" (with the constants that the original code stores) or "cat_seg" (without).
+        half: Whether to store floating point weights in half precision.
+
+    Raises:
+        ValueError: The source is no checkpoint of CAT-Seg, or the target has another suffix.
+    """
+    target = Path(target)
+    if target.suffix not in (".pth", ".safetensors"):
+        raise ValueError(f"{target}: expected a name that ends in .pth or .safetensors")
+    state = from_released(read_weights(fetch(source)))
+    if generation(state) is None:
+        raise ValueError(f"{source}: not a checkpoint of CAT-Seg")
+    if to == "released":
+        state = to_released(state)
+    if half:
+        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    state = {key: value.contiguous().clone() for key, value in state.items()}  # no shared storage
+    with atomic_write(target) as part:
+        _write(state, part)
+
+
+def _write(state: dict[str, Tensor], path: Path) -> None:
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+    else:
+        torch.save({"model": state}, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("source", metavar="IN", help="path, URL or hf://owner/repo/file")
+    parser.add_argument("target", metavar="OUT", help=".pth or .safetensors")
+    parser.add_argument("--to", choices=("released", "cat_seg"), default="cat_seg")
+    parser.add_argument("--half", action="store_true", help="store in half precision")
+    args = parser.parse_args()
+    try:
+        convert(args.source, args.target, to=args.to, half=args.half)
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Evaluates one model on every benchmark that is there, and reports.
+
+    python -m cat_seg.cli.evaluate --config-file configs/vitl.yaml MODEL.WEIGHTS path
+
+The model is loaded once, and changes its vocabulary from one benchmark to the next. A run that
+was interrupted goes on when it is started again with the same --output. Several processes
+(--num-gpus, `torchrun` or `srun`) give the figures of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import cat_seg.plugin  # noqa: F401  (before any import of detectron2)
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.evaluation import inference_on_dataset
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from cat_seg.plugin.meta_arch import CATSeg
+from cat_seg.plugin.checkpointer import CATSegCheckpointer, local_weights
+from cat_seg.plugin.data.datasets.builtin import SPLITS
+from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
+from cat_seg.plugin.engine import launch, load_config
+from cat_seg.plugin.evaluation import SegmentationEvaluator, build_evaluator
+from cat_seg.plugin.evaluation.protocol import deviations, published_model
+from cat_seg.plugin.evaluation.report import write_report
+from cat_seg.plugin.evaluation.summary import Outcome, save_summary, summary_table
+from cat_seg.resources import project_file
+from cat_seg.utils.memory import keep_freed_memory
+
+logger = logging.getLogger("cat_seg.cli.evaluate")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run one process of an evaluation."""
+    keep_freed_memory()
+    cfg = read_config(args)
+    args.config_file = str(project_file(args.config_file))  # for `default_setup`
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="cat_seg")
+    names = chosen_datasets(cfg, args.benchmarks)
+    model: CATSeg = build_model(cfg).eval()
+    model.labels_only = True  # never more than a piece of one image's probabilities
+    CATSegCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    identity = run_identity(cfg) if comm.is_main_process() else ""
+    outcomes, failures = [], []
+    for name in names:
+        try:
+            outcomes.append(evaluate(cfg, model, name, identity, args.limit))
+        except ValueError as error:
+            logger.error("%s could not be evaluated: %s", name, error)
+            failures.append(f"{name} could not be evaluated: {error}")
+    if comm.is_main_process():
+        report(cfg, outcomes, failures, args.limit)
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """The config that the command line asks for.
+
+    Raises:
+        ValueError: if there is none, or it or the limit is malformed.
+    """
+    if not args.config_file:
+        raise ValueError("--config-file is missing, such as configs/vitl.yaml.")
+    if args.limit < 0:
+        raise ValueError(f"--limit is {args.limit}; expected a number of images.")
+    output = ["OUTPUT_DIR", args.output] if args.output else []
+    return load_config(args.config_file, [*args.opts, *output])
+
+
+def chosen_datasets(cfg: CfgNode, asked: str = "") -> list[str]:
+    """The registered names of the data sets to evaluate on.
+
+    Args:
+        cfg: whose DATASETS.TEST counts as asked for where it is the user's own data.
+        asked: names or titles ("A-150"), parted by commas; empty for all that are there.
+
+    Raises:
+        ValueError: if one that is asked for is unknown or not there, or none is there.
+    """
+    own = [entry["NAME"] for entry in cfg.DATASETS.FOLDERS]
+    splits = {split.name: split.title for split in SPLITS if "train" not in split.name}
+    if asked:
+        by_title = {title: name for name, title in splits.items()}
+        names = [by_title.get(word.strip(), word.strip()) for word in asked.split(",")]
+        for name in names:
+            if name not in DatasetCatalog.list():
+                known = ", ".join([*by_title, *own])
+                raise ValueError(f"--benchmarks: {name!r} is unknown; expected of {known}.")
+    else:
+        names = [name for name in own if name in cfg.DATASETS.TEST]
+        names += [name for name in splits if _is_there(name)]
+    if not names:
+        raise ValueError(
+            "No benchmark is there; set DETECTRON2_DATASETS to where they are, and see "
+            "`python datasets/check.py`."
+        )
+    for name in names:
+        DatasetCatalog.get(name)  # or it raises
+    return names
+
+
+def _is_there(name: str) -> bool:
+    try:
+        DatasetCatalog.get(name)
+    except ValueError:
+        return False
+    return True
+
+
+def run_identity(cfg: CfgNode) -> str:
+    """A digest of what decides the predictions: weights, settings of model and protocol."""
+    digest = hashlib.sha256()
+    with open(local_weights(cfg.MODEL.WEIGHTS), "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    settings = CfgNode({"INPUT": cfg.INPUT, "MODEL": cfg.MODEL, "TEST": cfg.TEST}).clone()
+    settings.defrost()
+    settings.MODEL.WEIGHTS = settings.MODEL.DEVICE = ""
+    digest.update(settings.dump().encode())
+    return digest.hexdigest()
+
+
+def evaluate(cfg: CfgNode, model: CATSeg, name: str, identity: str, limit: int = 0) -> Outcome:
+    """Evaluate on one data set, going on where the same run was interrupted.
+
+    Returns:
+        the outcome; in other processes than the main one that of their share alone.
+
+    Raises:
+        ValueError: if not one image could be evaluated.
+    """
+    metadata = MetadataCatalog.get(name)
+    model.set_vocabulary(metadata.vocabulary)
+    evaluator = build_evaluator(cfg, name, limit=limit)
+    todo = evaluator.resume(f"{identity} {metadata.vocabulary}")
+    logger.info("%s: %d images to do", name, len(todo))
+    run(cfg, model, evaluator, todo)
+    published = published_model(cfg)
+    return Outcome(
+        title=metadata.get("title", name),
+        result=evaluator.result,
+        published=published["mIoU"].get(name) if published else None,
+        label_maps={
+            image: (truth, str(evaluator.prediction_file(image)))
+            for image, truth in evaluator.input_file_to_gt_file.items()
+        },
+    )
+
+
+def run(
+    cfg: CfgNode, model: CATSeg, evaluator: SegmentationEvaluator, records: list[dict[str, Any]]
+) -> None:
+    """Evaluate on these images and those that the evaluator has already."""
+    if not records:
+        evaluator.reset()
+        evaluator.evaluate()
+        return
+    loader = build_detection_test_loader(
+        records,
+        mapper=EvaluationMapper(cfg),
+        batch_size=model.images_at_once,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    inference_on_dataset(model, loader, evaluator)
+
+
+def report(cfg: CfgNode, outcomes: list[Outcome], failures: list[str], limit: int) -> None:
+    """Log the table, and write results.json, per_class.csv and report.html to OUTPUT_DIR.
+
+    Raises:
+        ValueError: if there is nothing to report.
+    """
+    if not outcomes:
+        raise ValueError("\n".join(failures))
+    published = published_model(cfg)
+    warnings = [f"Not the published protocol: {text}." for text in deviations(cfg)]
+    if limit:
+        warnings.insert(0, f"A quick look (--limit {limit}): at most {limit} images of each.")
+    warnings += failures
+    model = f"CAT-Seg {published['model']}" if published else "CAT-Seg"
+    about = {
+        "model": model,
+        "weights": cfg.MODEL.WEIGHTS,
+        "limit": limit or None,
+        "warnings": warnings,
+    }
+    logger.info("%s, in percent:\n%s", model, summary_table(outcomes))
+    for text in warnings:
+        logger.warning(text)
+    folder = Path(cfg.OUTPUT_DIR)
+    save_summary(folder, about, outcomes)
+    title = f"{model}, quick look" if limit else model
+    write_report(folder / "report.html", title, cfg.MODEL.WEIGHTS, outcomes, warnings)
+    logger.info("Results: %s", (folder / "report.html").absolute())
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Detectron2's options, and ours."""
+    parser = default_argument_parser(__doc__)
+    parser.add_argument(
+        "--benchmarks",
+        default="",
+        help='names or titles, parted by commas ("A-150,PC-59"), also of your own data; all that '
+        "are there if left out",
+    )
+    parser.add_argument(
+        "--limit", type=int, default=0, metavar="N", help="a quick look at N images of each"
+    )
+    parser.add_argument("--output", default="", help="folder of results; OUTPUT_DIR if left out")
+    return parser
+
+
+if __name__ == "__main__":
+    arguments = build_parser().parse_args()
+    try:
+        config = read_config(arguments)
+        chosen_datasets(config, arguments.benchmarks)
+        if not config.MODEL.WEIGHTS:
+            raise ValueError("MODEL.WEIGHTS is empty; name the weights to evaluate.")
+        local_weights(config.MODEL.WEIGHTS)
+    except ValueError as error:
+        sys.exit(f"evaluate: {error}")
+    launch(main, arguments)

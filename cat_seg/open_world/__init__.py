@@ -1,1 +1,0 @@
-"""A synthetic open world: scenes of nameable things, drawn from a seed."""

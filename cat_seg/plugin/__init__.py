@@ -1,0 +1,18 @@
+"""The detectron2 project: registered classes, config keys, data, training and evaluation.
+
+Importing this package makes `import detectron2` work (see `cat_seg.compat`), registers the
+published data splits, and registers backbone, head and meta-architecture under their names.
+"""
+
+from cat_seg.compat import ensure_detectron2
+
+ensure_detectron2()
+
+# isort: split
+from cat_seg.plugin import data  # noqa: E402
+from cat_seg.plugin.backbone import D2SwinTransformer  # noqa: E402
+from cat_seg.plugin.config import add_cat_seg_config  # noqa: E402
+from cat_seg.plugin.head import CATSegHead  # noqa: E402
+from cat_seg.plugin.meta_arch import CATSeg  # noqa: E402
+
+__all__ = ["CATSeg", "CATSegHead", "D2SwinTransformer", "add_cat_seg_config", "data"]

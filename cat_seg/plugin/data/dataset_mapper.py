@@ -1,0 +1,169 @@
+"""From a dataset's entry to a training sample: read, augment, pad."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from torch.nn import functional as F
+
+from cat_seg.plugin.data.color_jitter import SSDColorJitter
+from cat_seg.label_maps import read_label_map
+
+IMAGE_PADDING = 128  # mid-grey
+
+
+class SemanticSegmentationMapper(DatasetMapper):
+    """Makes training samples for semantic segmentation.
+
+    Resize, random crop with the limit on the share of one class, colour jitter of SSD, flip, then
+    padding to the right and below.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        augmentations: list[Any],
+        image_format: str,
+        ignore_label: int,
+        num_classes: int | None,
+        size_divisibility: int,
+    ) -> None:
+        """Set what happens to an image.
+
+        Args:
+            augmentations: of detectron2, applied in order.
+            image_format: "RGB" or "BGR".
+            ignore_label: label of pixels that belong to no class, also used for padding.
+            num_classes: labels must lie below; None where the dataset does not tell.
+            size_divisibility: images are padded to multiples of this, in pixels; -1 for none.
+        """
+        super().__init__(True, augmentations=augmentations, image_format=image_format)
+        self.ignore_label = ignore_label
+        self.num_classes = num_classes
+        self.size_divisibility = size_divisibility
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read INPUT, IGNORE_VALUE and the class names of DATASETS.TRAIN."""
+        metadata = [MetadataCatalog.get(name) for name in cfg.DATASETS.TRAIN]
+        ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        for name, meta in zip(cfg.DATASETS.TRAIN, metadata, strict=True):
+            if meta.get("ignore_label", ignore_label) != ignore_label:
+                raise ValueError(
+                    f"{name} marks pixels of no class by {meta.ignore_label}, but "
+                    f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_label}; set it to that."
+                )
+        names = metadata[0].get("vocabulary") or metadata[0].get("stuff_classes")
+        return {
+            "augmentations": build_augmentations(cfg, ignore_label),
+            "image_format": cfg.INPUT.FORMAT,
+            "ignore_label": ignore_label,
+            "num_classes": None if names is None else len(names),
+            "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Make a sample.
+
+        Args:
+            dataset_dict: "file_name" and "sem_seg_file_name", in detectron2's format.
+
+        Returns:
+            The entry, with "image" (3, H, W) uint8, "sem_seg" (H, W) int64, "height" and "width" of
+            the image as stored.
+
+        Raises:
+            ValueError: if a file cannot be read, or the labels have another size than the image or
+                are out of range.
+        """
+        sample = dict(dataset_dict)
+        try:
+            image = utils.read_image(sample["file_name"], format=self.image_format)
+            utils.check_image_size(sample, image)
+        except Exception as error:  # decoders report damage by whatever they run into
+            raise ValueError(f"{sample['file_name']}: cannot be read ({error})") from error
+        labels = self._read_labels(sample, image.shape[:2])
+        augmented = T.AugInput(image, sem_seg=labels)
+        self.augmentations(augmented)
+        pixels = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        targets = torch.from_numpy(augmented.sem_seg.astype(np.int64))
+
+        if self.size_divisibility > 0:
+            bottom, right = (-side % self.size_divisibility for side in targets.shape)
+            pixels = F.pad(pixels, (0, right, 0, bottom), value=IMAGE_PADDING)
+            targets = F.pad(targets, (0, right, 0, bottom), value=self.ignore_label)
+        return sample | {"image": pixels, "sem_seg": targets}
+
+    def _read_labels(self, sample: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+        file_name = sample["sem_seg_file_name"]
+        labels = read_label_map(file_name)
+        if labels.shape != size:
+            raise ValueError(
+                f"{file_name} has shape {labels.shape}, but its image {sample['file_name']} is "
+                f"{size[0]} x {size[1]} pixels; expected one label a pixel."
+            )
+        if self.num_classes is not None:
+            classes = labels[labels != self.ignore_label]
+            if classes.size and classes.max() >= self.num_classes:
+                raise ValueError(
+                    f"{file_name} holds label {classes.max()}; expected 0 to "
+                    f"{self.num_classes - 1}, or {self.ignore_label} for no class."
+                )
+        # detectron2 resizes 8-bit arrays with Pillow, and others as floats.
+        return labels if labels.dtype == np.uint8 else labels.astype(np.float64)
+
+
+def build_augmentations(cfg: CfgNode, ignore_label: int) -> list[Any]:
+    """Build the augmentations of training, in order, from INPUT."""
+    augmentations: list[Any] = [
+        T.ResizeShortestEdge(
+            cfg.INPUT.MIN_SIZE_TRAIN,
+            cfg.INPUT.MAX_SIZE_TRAIN,
+            cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+        )
+    ]
+    if cfg.INPUT.CROP.ENABLED:
+        augmentations.append(
+            T.RandomCrop_CategoryAreaConstraint(
+                cfg.INPUT.CROP.TYPE,
+                cfg.INPUT.CROP.SIZE,
+                cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
+                ignore_label,
+            )
+        )
+    if cfg.INPUT.COLOR_AUG_SSD:
+        if cfg.INPUT.FORMAT != "RGB":
+            raise ValueError(
+                f"INPUT.COLOR_AUG_SSD needs INPUT.FORMAT 'RGB', not {cfg.INPUT.FORMAT!r}."
+            )
+        augmentations.append(SSDColorJitter())
+    flip = cfg.INPUT.RANDOM_FLIP
+    if flip != "none":
+        augmentations.append(
+            T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")
+        )
+    return augmentations
+
+
+# What INPUT.DATASET_MAPPER_NAME may be; the first is the name that published YAMLs use.
+MAPPERS = {
+    "mask_former_semantic": SemanticSegmentationMapper,
+    "semantic_segmentation": SemanticSegmentationMapper,
+}
+
+
+def build_train_mapper(cfg: CfgNode) -> DatasetMapper:
+    """Build the training mapper of INPUT.DATASET_MAPPER_NAME."""
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name not in MAPPERS:
+        raise ValueError(
+            f"INPUT.DATASET_MAPPER_NAME is {name!r}; expected one of {sorted(MAPPERS)}."
+        )
+    return MAPPERS[name](cfg)

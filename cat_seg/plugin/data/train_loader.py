@@ -1,0 +1,149 @@
+"""The endless stream of training batches, which can go on from any position."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from cat_seg.plugin.data.dataset_mapper import build_train_mapper
+
+logger = logging.getLogger(__name__)
+
+Sample = dict[str, Any]
+
+
+class TooManyBadImages(RuntimeError):
+    """More images of the training data are unusable than SOLVER.MAX_BAD_IMAGES allows."""
+
+
+class TrainingStream(IterableDataset):
+    """Shuffled training samples without end; each says at which "position" it stands.
+
+    The order depends on the seed alone, so a stream with the same seed and the position after the
+    last sample goes on as if it had never stopped. An entry that cannot be made into a sample is
+    named in the log, counted and left out.
+    """
+
+    def __init__(
+        self,
+        entries: list[Sample],
+        mapper: Callable[[Sample], Sample],
+        *,
+        batch_size: int,
+        seed: int,
+        max_bad_images: int,
+    ) -> None:
+        """Set up a stream that starts at position 0.
+
+        Args:
+            entries: the dataset, in detectron2's format.
+            mapper: from an entry to a sample; ValueError marks a bad entry.
+            batch_size: samples that one worker reads for a batch.
+            seed: of the order; the same on all ranks.
+            max_bad_images: different entries that may be left out.
+        """
+        self.entries = entries
+        self.mapper = mapper
+        self.batch_size = batch_size
+        self.max_bad_images = max_bad_images
+        self.seek(seed, 0)
+        self.bad = torch.zeros(len(entries), dtype=torch.bool).share_memory_()  # by all workers
+
+    def seek(self, seed: int, start: int) -> None:
+        """Go to a position of the order of a seed; takes effect on the next iteration."""
+        self.seed = seed
+        self.start = start
+        self.sampler = TrainingSampler(len(self.entries), seed=seed)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield the samples of this worker.
+
+        Raises:
+            TooManyBadImages: if more than `max_bad_images` entries are unusable.
+        """
+        worker = get_worker_info()
+        for position, index in enumerate(islice(self.sampler, self.start, None), self.start):
+            # Workers take turns at batches, as the loader asks them for one each in turn.
+            turn = (position - self.start) // self.batch_size
+            if worker is not None and turn % worker.num_workers != worker.id:
+                continue
+            sample = None if self.bad[index] else self._sample(index)
+            if sample is not None:
+                yield sample | {"position": position}
+
+    def _sample(self, index: int) -> Sample | None:
+        try:
+            return self.mapper(self.entries[index])
+        except ValueError as error:
+            self.bad[index] = True
+            count, limit = int(self.bad.sum()), self.max_bad_images
+            logger.warning("Bad training image %d of at most %d: %s", count, limit, error)
+            if count == len(self.bad):
+                raise TooManyBadImages(
+                    f"none of the {count} training images can be used; the last: {error}"
+                ) from error
+            if count > limit:
+                raise TooManyBadImages(
+                    f"{count} training images are unusable, more than SOLVER.MAX_BAD_IMAGES "
+                    f"{limit}; the last: {error}"
+                ) from error
+            return None
+
+
+def build_train_loader(cfg: CfgNode) -> DataLoader:
+    """Build the loader of DATASETS.TRAIN; its `dataset` is the `TrainingStream`.
+
+    Images are not grouped by aspect ratio: crops are of one size, and a group holds images back,
+    which a resumed run would lose.
+
+    Returns:
+        An endless loader of lists of samples, SOLVER.IMS_PER_BATCH over all ranks.
+
+    Raises:
+        ValueError: if the batch cannot be shared by the ranks, or the sampler is unknown.
+    """
+    world_size = comm.get_world_size()
+    batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
+    if rest or not batch_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; expected a multiple of the "
+            f"{world_size} processes."
+        )
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; only "
+            "'TrainingSampler' can resume."
+        )
+    stream = TrainingStream(
+        get_detection_dataset_dicts(cfg.DATASETS.TRAIN),
+        build_train_mapper(cfg),
+        batch_size=batch_size,
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        max_bad_images=cfg.SOLVER.MAX_BAD_IMAGES,
+    )
+    return DataLoader(
+        stream,
+        batch_size=batch_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=list,
+        worker_init_fn=_seed_worker,
+        # Opening the loader leaves the global random state alone, so that a resumed run keeps it.
+        generator=torch.Generator().manual_seed(stream.seed + comm.get_rank()),
+    )
+
+
+def _seed_worker(worker_id: int) -> None:
+    """Give each worker, and each start of it after a resumption, its own random state."""
+    worker = get_worker_info()
+    assert worker is not None and isinstance(worker.dataset, TrainingStream)
+    seed_all_rng((worker.seed + worker.dataset.start) % 2**31)

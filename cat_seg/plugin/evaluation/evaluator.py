@@ -1,0 +1,238 @@
+"""Evaluators of semantic segmentation, on detectron2's.
+
+What is added to `SemSegEvaluator`: 16-bit label maps, predictions given as labels, files that
+cannot be read, both definitions of mIoU, label maps as PNG, scores of each image, and going on
+after an interruption. Boundary IoU is left out; it is no part of the published protocol.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
+from detectron2.utils import comm
+from torch import Tensor
+
+from cat_seg.label_maps import read_label_map, write_label_map
+from cat_seg.plugin.evaluation.metrics import confusion_matrix
+from cat_seg.plugin.evaluation.result import EvaluationResult, log_result, save_result
+from cat_seg.utils.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+_RUN_FILE = "run.txt"  # what tells the run that wrote the label maps from others
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str | Path | None = None, **options: Any
+) -> SegmentationEvaluator:
+    """Makes the evaluator that the data set's metadata asks for ("evaluator_type").
+
+    Args:
+        output_folder: Where results go; OUTPUT_DIR/inference/<data set> by default.
+        options: Passed on to `SegmentationEvaluator`.
+
+    Raises:
+        ValueError: if the data set is not registered, or its files are missing.
+    """
+    kinds = {"sem_seg": SegmentationEvaluator, "sem_seg_background": BackgroundEvaluator}
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind not in kinds:
+        raise ValueError(
+            f"Data set {dataset_name!r} has evaluator_type {kind!r}; expected one of "
+            f"{', '.join(kinds)}. Is its name right, and is it in DATASETS.FOLDERS if it is yours?"
+        )
+    folder = output_folder or Path(cfg.OUTPUT_DIR, "inference", dataset_name)
+    return kinds[kind](dataset_name, output_dir=folder, **options)
+
+
+class SegmentationEvaluator(SemSegEvaluator):
+    """Scores label maps against the ground truth of a registered data set.
+
+    Outputs are {"sem_seg": (T, H, W) scores of the vocabulary's classes} or, where those would be
+    too large, {"labels": (H, W) integers}. Inputs carry "file_name", and "error" if the image
+    could not be read: such a file, or one whose ground truth does not fit, is named, counted and
+    left out.
+
+    With several processes each counts its own images; the sum is that of one process, exactly.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        distributed: bool = True,
+        output_dir: str | Path | None = None,
+        *,
+        limit: int = 0,
+    ) -> None:
+        """
+        Args:
+            output_dir: Folder for results.json, per_class.csv, confusion_matrix.npz,
+                sem_seg_predictions.json (COCO's format, RLE) and labels/*.png; None for none.
+            limit: Take the data set's first so many images alone, for a quick look; 0 for all.
+        """
+        super().__init__(dataset_name, distributed, str(output_dir) if output_dir else None)
+        metadata = MetadataCatalog.get(dataset_name)
+        self.class_names: list[str] = list(metadata.stuff_classes)
+        self.vocabulary_size = len(metadata.get("vocabulary", self.class_names))
+        self._ignored: int = metadata.ignore_label
+        self._expected: int = metadata.get("num_images", len(self.input_file_to_gt_file))
+        self._name = dataset_name
+        self._folder = Path(output_dir) if output_dir else None
+        self._all_processes = distributed
+        self._limit = limit
+        self._kept: list[str] | None = None  # images done by the run that is resumed, if one is
+        self._result = self._empty_result()
+
+    @property
+    def result(self) -> EvaluationResult:
+        """What was counted; after `evaluate`, in the main process, that of all processes."""
+        return self._result
+
+    def prediction_file(self, file_name: str) -> Path:
+        """Returns where the predicted label map of an image is written."""
+        assert self._folder, "an evaluator without output_dir writes no label maps"
+        return self._folder / "labels" / f"{Path(file_name).stem}.png"
+
+    def resume(self, run: str) -> list[dict[str, Any]]:
+        """Goes on where the same run was interrupted, if it was.
+
+        Args:
+            run: Tells this run from all others: the model's weights, its settings. The label maps
+                of another run are removed.
+
+        Returns:
+            The data set's images that are still to be segmented, in detectron2's format.
+        """
+        assert self._folder, "an evaluator without output_dir keeps no label maps"
+        mark = self._folder / _RUN_FILE
+        if comm.is_main_process() and not (mark.is_file() and mark.read_text() == run):
+            if (self._folder / "labels").is_dir():
+                logger.warning("%s: label maps of another run are removed", self._folder)
+                shutil.rmtree(self._folder / "labels")
+            with atomic_write(mark) as part:
+                part.write_text(run)
+        if self._all_processes:
+            comm.synchronize()
+        records = DatasetCatalog.get(self._name)[: self._limit or None]
+        done = [self.prediction_file(record["file_name"]).exists() for record in records]
+        if self._all_processes:
+            comm.synchronize()  # all have looked before one writes more
+        self._kept = [
+            record["file_name"] for record, is_done in zip(records, done, strict=True) if is_done
+        ]
+        return [record for record, is_done in zip(records, done, strict=True) if not is_done]
+
+    def reset(self) -> None:
+        self._result = self._empty_result()
+        if not comm.is_main_process():
+            return
+        if self._kept is None and self._folder:
+            (self._folder / _RUN_FILE).unlink(missing_ok=True)  # label maps will be of this run
+        for file_name in self._kept or ():
+            try:
+                predicted = read_label_map(self.prediction_file(file_name))
+            except ValueError as error:
+                self._leave_out(file_name, f"{error}; remove it to have it predicted again")
+                continue
+            self._count(file_name, predicted)
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            if "error" in image:
+                self._leave_out(image["file_name"], image["error"])
+            else:
+                labels = self.predicted_labels(output)
+                if self._count(image["file_name"], labels) and self._folder:
+                    depth = np.uint8 if len(self.class_names) <= 256 else np.uint16
+                    write_label_map(self.prediction_file(image["file_name"]), labels.astype(depth))
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Returns {"sem_seg": scores in percent} in the main process, None in the others.
+
+        Raises:
+            ValueError: if not one image could be evaluated.
+        """
+        if self._all_processes:
+            comm.synchronize()
+            self._result = EvaluationResult.merge(comm.all_gather(self._result))
+            if not comm.is_main_process():
+                return None
+        result = self._result
+        if not result.images:
+            reasons = "; ".join(f"{f}: {why}" for f, why in list(result.left_out.items())[:3])
+            raise ValueError(f"{self._name}: no image could be evaluated. {reasons}")
+        log_result(result)
+        if self._folder:
+            save_result(result, self._folder)
+        return {"sem_seg": result.scores.as_percentages(self.class_names)}
+
+    def predicted_labels(self, output: Mapping[str, Tensor]) -> np.ndarray:
+        """Returns the predicted classes of the data set, (H, W).
+
+        Raises:
+            ValueError: if the model has another number of classes than the data set.
+        """
+        if "labels" in output:
+            labels = output["labels"].cpu().numpy()
+            classes = int(labels.max(initial=0)) + 1
+            fits = classes <= self.vocabulary_size
+        else:
+            classes = len(output["sem_seg"])
+            fits = classes == self.vocabulary_size
+            labels = output["sem_seg"].argmax(dim=0).cpu().numpy()
+        if not fits:
+            raise ValueError(
+                f"The model predicts {classes} classes, but {self._name} has a vocabulary of "
+                f"{self.vocabulary_size}; leave MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON empty, or give "
+                "it a list of that length."
+            )
+        return labels
+
+    def _empty_result(self) -> EvaluationResult:
+        classes = len(self.class_names)
+        confusion = np.zeros((classes, classes + 1), np.int64)
+        return EvaluationResult(
+            self._name, self.class_names, self._expected, self._limit, confusion
+        )
+
+    def _count(self, file_name: str, predicted: np.ndarray) -> bool:
+        """Counts an image, or leaves it out and says False."""
+        classes = len(self.class_names)
+        try:
+            truth = read_label_map(self.input_file_to_gt_file[file_name]).astype(np.int64)
+            truth[truth == self._ignored] = classes
+            if truth.shape != predicted.shape:
+                raise ValueError(
+                    f"its label map is {truth.shape} (height, width), its prediction "
+                    f"{predicted.shape}"
+                )
+            if truth.min() < 0 or truth.max() > classes:
+                raise ValueError(f"its label map has values that are not below {classes}")
+        except ValueError as error:
+            self._leave_out(file_name, str(error))
+            return False
+        self._result.add(
+            file_name,
+            confusion_matrix(predicted, truth, classes),
+            self.encode_json_sem_seg(predicted, file_name),
+        )
+        return True
+
+    def _leave_out(self, file_name: str, reason: str) -> None:
+        logger.warning("%s is left out of the evaluation: %s", file_name, reason)
+        self._result.left_out[file_name] = reason
+
+
+class BackgroundEvaluator(SegmentationEvaluator):
+    """PASCAL VOC with background: the names beyond the foreground's all mean "background"."""
+
+    def predicted_labels(self, output: Mapping[str, Tensor]) -> np.ndarray:
+        return np.minimum(super().predicted_labels(output), len(self.class_names) - 1)

@@ -1,6 +1,0 @@
-"""Optimiser and learning-rate schedule, built from a config."""
-
-from cat_seg.solver.optimizer import build_optimizer, parameter_groups
-from cat_seg.solver.schedule import build_lr_scheduler
-
-__all__ = ["build_lr_scheduler", "build_optimizer", "parameter_groups"]

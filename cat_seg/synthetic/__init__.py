@@ -1,0 +1,1 @@
+"""A synthetic world: scenes of nameable things, drawn from a seed."""

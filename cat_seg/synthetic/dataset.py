@@ -1,0 +1,74 @@
+"""Writes the synthetic world as a data set: images, label maps, names and captions.
+
+    DIR/names_seen.json           classes of segmentation training; a label is an index into it
+    DIR/names.json                all classes: those of names_seen.json, then the held-out ones
+    DIR/{train,val}/images/*.png
+    DIR/{train,val}/labels/*.png  one byte a pixel
+    DIR/{train,val}/captions.json file name -> sentence
+
+`train` shows seen classes alone. In `val` half of the objects are held out, the rest are seen ones.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cat_seg.synthetic.names import (
+    BACKGROUNDS,
+    HELD_OUT_OBJECTS,
+    NAMES,
+    SEEN_NAMES,
+    SEEN_OBJECTS,
+)
+from cat_seg.synthetic.world import Scene, draw_scene
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "val")
+SIZE = 128
+"""Side of a scene in pixels."""
+
+
+def split_scene(split: str, index: int, *, seed: int, size: int = SIZE) -> Scene:
+    """Draws scene `index` of a split; it depends on nothing but these arguments."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    held_out_share = 0.5 if split == "val" else 0.0
+    objects = [
+        str(rng.choice(HELD_OUT_OBJECTS if rng.random() < held_out_share else SEEN_OBJECTS))
+        for _ in range(int(rng.integers(3, 7)))
+    ]
+    backgrounds = rng.choice(BACKGROUNDS, int(rng.integers(1, 4)), replace=False).tolist()
+    return draw_scene(rng, size, objects, backgrounds)
+
+
+def write_dataset(folder: Path, *, train: int, val: int, seed: int = 0) -> None:
+    """Writes `train` and `val` scenes below `folder`.
+
+    Raises:
+        ValueError: if a picture cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, names in (("names_seen.json", SEEN_NAMES), ("names.json", NAMES)):
+        (folder / file).write_text(json.dumps(names, indent=1) + "\n")
+    for split, count in zip(SPLITS, (train, val), strict=True):
+        captions = {}
+        for kind in ("images", "labels"):
+            (folder / split / kind).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            scene = split_scene(split, index, seed=seed)
+            file = f"{index:05d}.png"
+            _write_png(folder / split / "images" / file, scene.image[..., ::-1])
+            _write_png(folder / split / "labels" / file, scene.labels)
+            captions[file] = scene.caption
+        (folder / split / "captions.json").write_text(json.dumps(captions, indent=1) + "\n")
+        logger.info("%s: %d scenes of %d x %d pixels", folder / split, count, SIZE, SIZE)
+
+
+def _write_png(path: Path, picture: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), picture):
+        raise ValueError(f"{path}: the picture could not be written; is the disk full?")

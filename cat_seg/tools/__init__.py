@@ -1,1 +1,0 @@
-"""Commands: python -m cat_seg.tools.NAME."""

@@ -1,0 +1,140 @@
+"""The command line: training, resuming after a kill, evaluation, and its one-sentence errors."""
+
+import json
+import multiprocessing
+import runpy
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+
+from tests.plugin.engine.toy import CLASSES, register_toy_data, toy_config
+
+TRAIN_NET = Path(__file__).parents[2] / "train_net.py"
+
+
+def _run(arguments: tuple[str, ...], output: Path) -> None:
+    sys.stdout = sys.stderr = output.open("w", buffering=1)
+    torch.set_num_threads(1)
+    sys.argv = ["train_net.py", *arguments]
+    runpy.run_path(str(TRAIN_NET), run_name="__main__")
+
+
+def start(folder: Path, *arguments: object) -> multiprocessing.Process:
+    """Run train_net.py in a process of its own, which writes to `folder`/output.txt."""
+    context = multiprocessing.get_context("fork")  # knows the toy model
+    process = context.Process(target=_run, args=(tuple(map(str, arguments)), folder / "output.txt"))
+    process.start()
+    return process
+
+
+def train_net(folder: Path, *arguments: object) -> tuple[int | None, str]:
+    """Exit code and what was printed."""
+    process = start(folder, *arguments)
+    process.join(120)
+    return process.exitcode, (folder / "output.txt").read_text()
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """The toy training as a YAML, on a folder of images and one of label maps."""
+    register_toy_data(tmp_path)
+    (tmp_path / "names.json").write_text(json.dumps(CLASSES))
+    cfg = toy_config(tmp_path / "out")
+    cfg.DATASETS.FOLDERS = [
+        {
+            "NAME": "own_data",
+            "IMAGES": str(tmp_path / "images"),
+            "LABELS": str(tmp_path / "labels"),
+            "CLASSES": str(tmp_path / "names.json"),
+        }
+    ]
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("own_data",)
+    return written(cfg, tmp_path)
+
+
+def written(cfg: CfgNode, folder: Path) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(cfg.dump())
+    return path
+
+
+def test_train_on_own_data_and_evaluate(config_file: Path, tmp_path: Path) -> None:
+    code, printed = train_net(
+        tmp_path, "--config-file", config_file, "SOLVER.MAX_ITER", 30, "SOLVER.BASE_LR", 0.3
+    )
+    assert code == 0, printed
+    assert "eta: " in printed and "total_loss: " in printed and "mIoU" in printed
+    last = json.loads((tmp_path / "out/metrics.json").read_text().splitlines()[-1])
+    weights = tmp_path / "out/model_final.pth"
+
+    code, printed = train_net(
+        tmp_path, "--config-file", config_file, "--eval-only", "MODEL.WEIGHTS", weights
+    )
+    assert code == 0, printed
+    results = json.loads((tmp_path / "out/inference/own_data/results.json").read_text())
+    assert results["mIoU"] == pytest.approx(last["sem_seg/mIoU"]), results
+
+
+def test_a_run_that_is_killed_resumes(config_file: Path, tmp_path: Path) -> None:
+    options = ("SOLVER.MAX_ITER", 100, "SOLVER.CHECKPOINT_PERIOD", 20, "DATASETS.TEST", "()")
+    options += ("SOLVER.CHECKPOINT_KEEP", 2)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    code, printed = train_net(tmp_path, "--config-file", config_file, *options, "OUTPUT_DIR", whole)
+    assert code == 0, printed
+
+    arguments = ("--config-file", config_file, "--resume", *options, "OUTPUT_DIR", killed)
+    process = start(tmp_path, *arguments)
+    while not list(killed.glob("model_*.pth")) and process.is_alive():
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert not (killed / "model_final.pth").exists()
+    code, printed = train_net(tmp_path, *arguments)
+    assert code == 0, printed
+    assert "Starting training from iteration 0" not in printed
+    runs = [torch.load(folder / "model_final.pth")["model"] for folder in (whole, killed)]
+    for name, value in runs[0].items():
+        assert torch.equal(value, runs[1][name]), name
+    assert len(list(killed.glob("model_0*.pth"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--config-file", "none.yaml"), "none.yaml does not exist"),
+        ((), "--config-file is missing"),
+        (("{config}", "SOLVER.BASE_RATE", 1), "BASE_RATE"),
+        (("{config}", "SOLVER.OPTIMIZER", "LION"), "SOLVER.OPTIMIZER is 'LION'"),
+        (("{config}", "--eval-only"), "MODEL.WEIGHTS is empty"),
+        (("{config}", "--eval-only", "--resume"), "MODEL.WEIGHTS is empty"),
+        (("{config}", "MODEL.WEIGHTS", "none.pth"), "none.pth does not exist"),
+        (("{config}", "MODEL.WEIGHTS", "{config_path}"), "config.yaml"),
+        (("{config}", "DATASETS.TRAIN", "('coco',)"), "names 'coco', which is not registered"),
+        (
+            ("{config}", "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON", "datasets/voc20.json"),
+            "has 20 names, but own_data has 2 classes",
+        ),
+        (("{config}", "DATASETS.TRAIN", "()"), "DATASETS.TRAIN is empty"),
+        (("{config}", "DATASETS.TEST", "('ade20k_150_test_sem_seg',)"), "ADEChallengeData2016"),
+    ],
+)
+def test_what_is_missing_is_told_in_one_sentence(
+    config_file: Path, tmp_path: Path, arguments: tuple[object, ...], sentence: str
+) -> None:
+    filled: list[object] = []
+    for argument in arguments:
+        if argument == "{config}":
+            filled += ["--config-file", config_file]
+        else:
+            filled.append(config_file if argument == "{config_path}" else argument)
+    # Flags come before the options.
+    filled.sort(key=lambda argument: argument not in ("--eval-only", "--resume"))
+    code, printed = train_net(tmp_path, *filled)
+    assert code == 1
+    assert "Traceback" not in printed
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith("train_net.py: ") and sentence in last

@@ -1,0 +1,368 @@
+"""The whole model through `build_model(cfg)`: golden runs, batches, vocabularies, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from cat_seg import CATSeg
+from cat_seg.class_lists import class_names
+from cat_seg.modeling import pieces
+from cat_seg.modeling.aggregator.correlation import correlate
+from tests import plain
+from tests.golden import GOLDEN, load_golden
+from tests.golden_model import golden_cfg, golden_model, mapped_image
+
+GUIDANCE = {
+    "swin_tiny": ("guidance_res4", "guidance_res3", "guidance_res2"),
+    "clip_tiny": ("guidance_res3", "guidance_res4", "guidance_res5"),
+}
+
+
+@pytest.fixture(scope="module", params=GOLDEN)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name: str, tmp_path_factory: pytest.TempPathFactory) -> CATSeg:
+    return golden_model(name, tmp_path_factory.mktemp(name))
+
+
+@pytest.fixture()
+def mapped(name: str) -> Tensor:
+    return mapped_image(name)
+
+
+def test_every_stage_is_that_of_the_published_model(name: str, model: CATSeg, mapped: Tensor):
+    run = load_golden(name).inference
+    run.assert_matches(mapped, "mapped_image")
+    predictor = model.sem_seg_head.predictor
+    transformer = predictor.transformer
+    stages: dict[str, Tensor] = {}
+    handles = []
+
+    def keep(module: torch.nn.Module, stage: str) -> None:
+        handles.append(module.register_forward_hook(lambda m, i, o: stages.update({stage: o})))
+
+    transformer.class_chunk = 7
+    for i, layer in enumerate(transformer.layers):
+        keep(layer.swin_block, f"layer{i}_spatial_b_c_t_h_w")
+        keep(layer.attention, f"layer{i}_class_b_c_t_h_w")
+    keep(transformer.conv1, "embedding_bt_c_h_w")
+    keep(transformer.decoder1, "decoder1_bt_c_h_w")
+    keep(transformer.decoder2, "decoder2_bt_c_h_w")
+    with torch.no_grad():
+        text = predictor.text_features()
+        features, guidance = model.encode(
+            *model.normalised([*model.sliding_window.cut(mapped.float())])
+        )
+        # gradients on, so that no stage overwrites the one before
+        with torch.enable_grad():
+            logits = predictor(features, guidance)
+    transformer.class_chunk = 0
+    for handle in handles:
+        handle.remove()
+    run.assert_matches(text, "text_features_test")
+    for actual, stage in zip(guidance, GUIDANCE[name], strict=True):
+        run.assert_matches(actual, stage)
+    unit = torch.nn.functional.normalize
+    cost = correlate(unit(features, dim=1).permute(0, 2, 3, 1), unit(text, dim=-1))
+    run.assert_matches(cost.flatten(0, 1).permute(0, 3, 1, 2), "cost_volume_bt_p_h_w")
+    for stage, actual in stages.items():
+        volume = stage.endswith("b_c_t_h_w")
+        run.assert_matches(actual.permute(0, 4, 1, 2, 3) if volume else actual, stage)
+    assert len(stages) == 7
+    run.assert_matches(torch.stack([one.values for one in logits]), "logits")
+
+
+def test_sliding_window_and_whole_image(name: str, model: CATSeg, mapped: Tensor):
+    run = load_golden(name).inference
+    image = {"image": mapped, "height": 120, "width": 160}
+    run.assert_matches(model([image])[0]["sem_seg"], "sem_seg_sliding")
+    tiles, model.sliding_window = model.sliding_window, None
+    try:
+        run.assert_matches(model([image])[0]["sem_seg"], "sem_seg_whole")
+    finally:
+        model.sliding_window = tiles
+
+
+def test_the_whole_model_is_the_plain_formulation(name: str, tmp_path, mapped: Tensor):
+    pieces = ("MODEL.SEM_SEG_HEAD.CLASS_CHUNK", 3)
+    cfg, model = golden_cfg(name, tmp_path, *pieces), golden_model(name, tmp_path, *pieces)
+    with torch.no_grad():
+        text = model.sem_seg_head.predictor.text_features()
+        expected = plain.segment(
+            model.state_dict(), mapped.float(), text, 40, 50, **plain.settings(cfg, model)
+        )
+    actual = model([{"image": mapped, "height": 40, "width": 50}])[0]["sem_seg"]
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+    assert torch.equal(actual.argmax(0), expected.argmax(0))
+
+
+def test_more_classes_than_the_limit(tmp_path):
+    model = golden_model("clip_tiny", tmp_path)
+    names = class_names("ade847")[:300]
+    model.set_vocabulary(names)
+    image = {"image": mapped_image("clip_tiny"), "height": 12, "width": 16}
+    result = model([image])[0]
+    assert [len(kept) for kept in result["aggregated_classes"]] == [256] * 5
+    found = torch.cat(result["aggregated_classes"]).unique()
+    left_out = sorted(set(range(len(names))) - set(found.tolist()))
+    assert left_out and (result["sem_seg"][left_out] < 1e-40).all()
+    model.labels_only = True
+    labels = model([image])[0]["labels"]
+    assert torch.equal(labels, result["sem_seg"].argmax(0))
+
+
+@pytest.fixture()
+def single_crop(model: CATSeg) -> Iterator[None]:
+    """Without the sliding window, for speed."""
+    tiles, model.sliding_window = model.sliding_window, None
+    yield
+    model.sliding_window = tiles
+
+
+@pytest.mark.usefixtures("single_crop")
+def test_a_batch_is_its_images_one_by_one(model: CATSeg, mapped: Tensor):
+    images = [
+        {"image": mapped[:, :400, :500], "height": 40, "width": 50},
+        {"image": mapped[:, 100:300, :300]},
+    ]
+    together = model(images)
+    assert together[1]["sem_seg"].shape[1:] == (200, 300)
+    for one, result in zip(images, together, strict=True):
+        torch.testing.assert_close(model([one])[0], result)
+
+
+@pytest.mark.usefixtures("single_crop")
+def test_half_precision_changes_few_labels_and_keeps_float32_results(model: CATSeg, mapped: Tensor):
+    image = {"image": mapped, "height": 60, "width": 80}
+    exact = model([image])[0]["sem_seg"]
+    model.precision = torch.bfloat16
+    try:
+        half = model([image])[0]["sem_seg"]
+    finally:
+        model.precision = torch.float32
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, exact, atol=0.1, rtol=0)
+    assert not torch.equal(half, exact)
+    assert (half.argmax(0) == exact.argmax(0)).float().mean() > 0.7  # of random weights
+
+
+def test_int8_encoders_change_few_labels(model: CATSeg, mapped: Tensor):
+    image = {"image": mapped, "height": 48, "width": 64}
+    exact = model([image])[0]["sem_seg"]
+    model.int8_encoders = True
+    try:
+        approximate = model([image])[0]["sem_seg"]
+    finally:
+        model.int8_encoders = False
+    assert torch.equal(model([image])[0]["sem_seg"], exact)
+    assert not torch.equal(approximate, exact)
+    torch.testing.assert_close(approximate, exact, atol=0.05, rtol=0)
+    assert (approximate.argmax(0) != exact.argmax(0)).float().mean() < 0.1
+
+
+@pytest.mark.usefixtures("single_crop")
+def test_a_volume_in_half_precision_changes_little(model: CATSeg, mapped: Tensor):
+    image = {"image": mapped, "height": 48, "width": 64}
+    exact = model([image])[0]["sem_seg"]
+    transformer = model.sem_seg_head.predictor.transformer
+    transformer.half_volume = True
+    try:
+        approximate = model([image])[0]["sem_seg"]
+    finally:
+        transformer.half_volume = False
+    assert approximate.dtype == torch.float32 and not torch.equal(approximate, exact)
+    torch.testing.assert_close(approximate, exact, atol=2e-3, rtol=0)
+
+
+def test_compiled_parts_compute_the_same(
+    name: str, model: CATSeg, mapped: Tensor, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    """What is traced is right; code for a device is made elsewhere."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    options = ["MODEL.SEM_SEG_HEAD.CLASS_CHUNK", 4]
+    compiled = golden_model(name, tmp_path, "TEST.COMPILE", True, *options)
+    image = {"image": mapped, "height": 48, "width": 64}
+    expected = model([image])[0]["sem_seg"]
+    torch.testing.assert_close(compiled([image])[0]["sem_seg"], expected, atol=2e-6, rtol=1e-4)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    run = load_golden(name).training
+    batch = [{"image": run["images"][0], "sem_seg": run["labels"][0].long()}]
+    compiled.train()(batch)["loss_sem_seg"].backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # training is not
+
+
+def test_an_unknown_precision_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"TEST.PRECISION is 'half'.*bf16"):
+        golden_model("clip_tiny", tmp_path, "TEST.PRECISION", "half")
+
+
+def test_out_of_memory_is_met_with_smaller_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    model = golden_model("clip_tiny", tmp_path)
+    monkeypatch.setitem(pieces.PIECE_BYTES, "cpu", 8 << 20)
+    mps = RuntimeError("MPS backend out of memory")
+    room: list[RuntimeError] = [mps, *[torch.OutOfMemoryError("CUDA out of memory.")] * 2]
+    seen = []
+
+    def inference(images: list[object]) -> list[dict[str, object]]:
+        seen.append((len(images), model.crop_batch, pieces.PIECE_BYTES["cpu"] >> 20))
+        if room:
+            raise room.pop()
+        return [{"labels": one} for one in images]
+
+    monkeypatch.setattr(model, "inference", inference)
+    model.crop_batch = 2 * model.sliding_window.count
+    assert model(["a", "b", "c"]) == [{"labels": one} for one in "abc"]
+    assert seen == [(2, 10, 8), (1, 1, 8), (1, 1, 4), (1, 1, 2), (1, 1, 2), (1, 1, 2)]
+    room += [mps] * 9
+    with pytest.raises(RuntimeError, match="MPS backend"):
+        model(["image"])
+    room[:] = [RuntimeError("sizes differ")]
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        model(["image"])
+    assert not room
+
+
+def test_one_volume_serves_all_crops_and_the_last_logits_lie_in_it(tmp_path):
+    model = golden_model("swin_tiny", tmp_path)
+    crops = torch.rand(3, 3, 384, 384) * 255
+    transformer = model.sem_seg_head.predictor.transformer
+    volumes = []
+    handle = transformer.layers[0].attention.register_forward_hook(
+        lambda module, inputs, output: volumes.append(output.untyped_storage().data_ptr())
+    )
+    with torch.no_grad():
+        encoded = model.encode(*model.normalised(list(crops)))
+        together = model.sem_seg_head(*encoded)
+        assert len(volumes) == 1
+        logits = model.sem_seg_head(*encoded, batch=1)
+    handle.remove()
+    assert len(set(volumes[1:])) == 1 and len(volumes) == 4
+    for one, other in zip(logits, together, strict=True):
+        torch.testing.assert_close(one.values, other.values, atol=1e-5, rtol=1e-4)
+    storages = [image.values.untyped_storage() for image in logits]
+    size = logits[0].values.numel() * 4
+    assert [s.nbytes() == size for s in storages] == [True, True, False]
+    assert storages[2].data_ptr() == volumes[-1]
+
+
+def test_crops_of_several_images_share_a_batch(model: CATSeg, mapped: Tensor):
+    images = [{"image": mapped[:, : 300 + 50 * i], "height": 60, "width": 80} for i in range(3)]
+    alone = [result["sem_seg"] for result in model(images)]
+    model.crop_batch = 2 * model.sliding_window.count + 1
+    try:
+        assert model.images_at_once == 2
+        together = [result["sem_seg"] for result in model(images)]
+    finally:
+        model.crop_batch = 0
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-4)
+
+
+def test_pieces_and_crop_batches_change_nothing(model: CATSeg, mapped: Tensor):
+    image = {"image": mapped, "height": 120, "width": 160}
+    whole = model([image])[0]["sem_seg"]
+    transformer = model.sem_seg_head.predictor.transformer
+    model.crop_batch, transformer.class_chunk = 3, 2
+    try:
+        torch.testing.assert_close(model([image])[0]["sem_seg"], whole, atol=2e-6, rtol=1e-4)
+    finally:
+        model.crop_batch, transformer.class_chunk = 0, 0
+
+
+@pytest.mark.usefixtures("single_crop")
+def test_labels_only_are_the_argmax(model: CATSeg, mapped: Tensor):
+    image = {"image": mapped, "height": 120, "width": 160}
+    sem_seg = model([image])[0]["sem_seg"]
+    model.labels_only = True
+    try:
+        result = model([image])[0]
+    finally:
+        model.labels_only = False
+    assert set(result) == {"labels", "scores"}
+    assert torch.equal(result["labels"], sem_seg.argmax(0))
+    assert torch.equal(result["scores"], sem_seg.amax(0))
+
+
+@pytest.mark.usefixtures("single_crop")
+def test_the_vocabulary_changes_in_one_call(model: CATSeg, mapped: Tensor):
+    image = {"image": mapped, "height": 12, "width": 16}
+    names = model.class_names
+    before = model([image])[0]["sem_seg"]
+    model.set_vocabulary([names[3], "a zebra", names[0]])
+    assert model.class_names == (names[3], "a zebra", names[0])
+    assert model([image])[0]["sem_seg"].shape == (3, 12, 16)
+    model.set_vocabulary(names)
+    torch.testing.assert_close(model([image])[0]["sem_seg"], before)
+    for nothing in ([], ["cat", " "]):
+        with pytest.raises(ValueError):
+            model.set_vocabulary(nothing)
+
+
+def test_changed_weights_leave_no_stale_text(model: CATSeg):
+    predictor = model.sem_seg_head.predictor
+    weight = predictor.clip_model.text_projection
+    before = predictor.text_features()
+    assert predictor.text_features() is before
+    original = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(torch.linspace(0.1, 2, weight.shape[1]))
+    assert not torch.allclose(predictor.text_features(), before)
+    model.load_state_dict({**model.state_dict(), **{
+        "sem_seg_head.predictor.clip_model.text_projection": original}})  # fmt: skip
+    torch.testing.assert_close(predictor.text_features(), before)
+
+
+def test_training_loss_and_gradients(name: str, tmp_path):
+    golden = load_golden(name)
+    run = golden.training
+    model = golden_model(name, tmp_path).train()
+    batch = [
+        {"image": image, "sem_seg": labels.long()}
+        for image, labels in zip(run["images"], run["labels"], strict=True)
+    ]
+    loss = model(batch)["loss_sem_seg"]
+    run.assert_matches(loss.detach()[None], "loss")
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    for stage in run.arrays:
+        if stage.startswith("gradient:"):
+            gradient = parameters[stage.removeprefix("gradient:")].grad
+            assert gradient is not None
+            run.assert_matches(gradient, stage)
+    trained = {n for n, p in parameters.items() if p.requires_grad}
+    norms = golden.facts["gradient_norms"]
+    assert trained == set(norms)
+    for parameter, norm in norms.items():
+        gradient = parameters[parameter].grad
+        actual = 0.0 if gradient is None else gradient.norm().item()
+        assert actual == pytest.approx(norm, rel=2e-3, abs=1e-6), parameter
+
+
+def test_recomputed_activations_give_the_same_gradients(name: str, tmp_path):
+    run = load_golden(name).training
+    batch = [{"image": run["images"][0], "sem_seg": run["labels"][0].long()}]
+    gradients = []
+    for opts in ([], ["MODEL.ACTIVATION_CHECKPOINTING", True, "MODEL.SEM_SEG_HEAD.CLASS_CHUNK", 2]):
+        model = golden_model(name, tmp_path, *opts).train()
+        model(batch)["loss_sem_seg"].backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-3)
+
+
+def test_labels_outside_the_vocabulary_are_named(model: CATSeg):
+    batch = [{"image": torch.zeros(3, 384, 384), "sem_seg": torch.full((384, 384), 77)}]
+    model.train()
+    try:
+        with pytest.raises(ValueError, match="77"):
+            model(batch)
+    finally:
+        model.eval()

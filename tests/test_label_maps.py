@@ -1,0 +1,50 @@
+"""Label maps as files, of every depth."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cat_seg.label_maps import image_size, read_label_map, write_label_map
+
+
+@pytest.mark.parametrize(
+    ("suffix", "depth"), [("png", "uint8"), ("png", "uint16"), ("tif", "uint16")]
+)
+def test_what_is_written_is_read(tmp_path, suffix, depth):
+    labels = np.arange(0, 60, dtype=depth).reshape(6, 10)
+    labels[0, 0] = np.iinfo(depth).max
+    write_label_map(tmp_path / f"labels.{suffix}", labels)
+    read = read_label_map(tmp_path / f"labels.{suffix}")
+    assert read.dtype == depth
+    np.testing.assert_array_equal(read, labels)
+
+
+def test_palette_gives_indices(tmp_path):
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    image.putpalette([9, 9, 9, 7, 7, 7, 5, 5, 5])
+    image.save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(read_label_map(tmp_path / "palette.png"), [[0, 1, 2]])
+
+
+def test_three_equal_channels_are_one(tmp_path):
+    grey = np.array([[0, 1, 2]], np.uint8)
+    Image.fromarray(np.stack([grey] * 3, axis=-1)).save(tmp_path / "rgb.png")
+    np.testing.assert_array_equal(read_label_map(tmp_path / "rgb.png"), grey)
+
+
+def test_size_is_that_of_the_upright_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    image = Image.fromarray(np.zeros((2, 3, 3), np.uint8))
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    image.save(tmp_path / "plain.jpg")
+    assert image_size(tmp_path / "turned.jpg") == (3, 2)
+    assert image_size(tmp_path / "plain.jpg") == (2, 3)
+
+
+@pytest.mark.parametrize("read", [read_label_map, image_size])
+def test_unreadable_files_are_named(tmp_path, read):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    for name in ("broken.png", "missing.png"):
+        with pytest.raises(ValueError, match=name):
+            read(tmp_path / name)
