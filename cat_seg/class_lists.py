@@ -1,4 +1,4 @@
-"""The only reader of datasets/*.json: class names, label ids and published figures."""
+"""The only reader of the class lists that ship: datasets/*.json, label ids, published figures."""
 
 from __future__ import annotations
 
@@ -8,47 +8,44 @@ from typing import Any
 
 from cat_seg.resources import project_file
 
+# Names of the class lists that ship, as `Vocabulary.read` takes them.
+PUBLISHED = (
+    *("ade150", "ade847", "coco", "pc59", "pc459", "voc20", "voc20b"),
+    *("synthetic", "synthetic_seen"),
+)
+
 
 def class_names(vocabulary: str) -> list[str]:
-    """Returns the names of datasets/<vocabulary>.json in training order, synonyms and all."""
-    return read_names(project_file(f"datasets/{vocabulary}.json"))
-
-
-def label_ids(vocabulary: str) -> list[int]:
-    """Returns the id that each class has in the data set's own label maps, in training order."""
-    return json.loads(project_file(f"datasets/{vocabulary}_ids.json").read_text())
-
-
-def published_results() -> list[dict[str, Any]]:
-    """Returns the paper's models, each with its mIoU by the name of the registered split."""
-    return json.loads(project_file("datasets/published.json").read_text())
-
-
-def read_names(path: str | Path) -> list[str]:
-    """Reads a JSON list of class names.
-
-    Raises:
-        ValueError: if the file is missing or holds anything but a list of distinct names.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected a JSON list of class names.")
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); expected a list of class names.") from error
-    if not isinstance(names, list) or not names:
-        raise ValueError(f'{path}: expected a list of class names, as in ["cat", "sofa, couch"].')
-    for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{path}: entry {index} is {name!r}; expected a class name.")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path}: named twice: {', '.join(twice)}; classes must be distinct.")
+    """Return the names of datasets/<vocabulary>.json in training order, synonyms and all."""
+    names: list[str] = _read_json(f"{vocabulary}.json")
     return names
 
 
+def label_ids(vocabulary: str) -> list[int]:
+    """Return the id that each class has in the data set's own label maps, in training order."""
+    ids: list[int] = _read_json(f"{vocabulary}_ids.json")
+    return ids
+
+
+def published_results() -> list[dict[str, Any]]:
+    """Return the paper's models, each with its mIoU by the name of the registered split."""
+    results: list[dict[str, Any]] = _read_json("published.json")
+    return results
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Read a file of class names, synonyms separated by ", "; see `Vocabulary.read`.
+
+    Raises:
+        CATSegError: naming the file.
+    """
+    from cat_seg.vocabulary import Vocabulary  # which reads the lists that ship through us
+
+    return Vocabulary.read(path).strings
+
+
 def palette(count: int) -> list[tuple[int, int, int]]:
-    """Returns `count` distinct RGB colours, in the order of PASCAL VOC's without its black.
+    """Return `count` distinct RGB colours, in the order of PASCAL VOC's without its black.
 
     The bits of an index are dealt to red, green and blue in turn, most significant first.
     """
@@ -56,6 +53,10 @@ def palette(count: int) -> list[tuple[int, int, int]]:
         (_every_third_bit(index), _every_third_bit(index >> 1), _every_third_bit(index >> 2))
         for index in range(1, count + 1)
     ]
+
+
+def _read_json(name: str) -> Any:
+    return json.loads(project_file(f"datasets/{name}").read_text(encoding="utf-8"))
 
 
 def _every_third_bit(value: int) -> int:

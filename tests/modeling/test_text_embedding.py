@@ -1,6 +1,5 @@
 """Vocabularies, templates, text embeddings and their cache."""
 
-import json
 import logging
 import os
 
@@ -13,7 +12,6 @@ from cat_seg.modeling import text_embedding
 from cat_seg.modeling.clip import split_in_proj, tokenize
 from cat_seg.modeling.prompt_templates import get_templates
 from cat_seg.modeling.text_embedding import default_cache_dir, embed_text
-from cat_seg.vocabulary import parse_vocabulary, read_vocabulary
 from tests.golden import GOLDEN, load_golden
 from tests.modeling.clip.tiny import golden_clip, tiny_clip
 
@@ -176,38 +174,6 @@ def test_templates():
         get_templates("imagnet")
 
 
-def test_vocabulary_is_parted_into_synonyms():
-    assert parse_vocabulary(["bed ", "person, child,  man", "salt,pepper"]) == [
-        ["bed"],
-        ["person", "child", "man"],
-        ["salt,pepper"],
-    ]
-    for wrong, message in [
-        ([], "vocabulary is empty"),
-        (["cat", " "], "Class 1 of the vocabulary is ' '"),
-        (["cat", ", ,"], "Class 1 of the vocabulary is ', ,'"),
-        ("cat, dog", "is one string"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            parse_vocabulary(wrong)
+def test_synonym_rule_is_checked():
     with pytest.raises(ValueError, match="expected 'mean' or 'first'"):
         embed_text(tiny_clip(), ["cat"], TEMPLATES, synonyms="all")
-
-
-def test_vocabulary_files(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps(["cat", "dog, hound"]))
-    (tmp_path / "a.txt").write_text("\ufeffcat\n\n dog, hound \r\n", encoding="utf-8")
-    expected = ["cat", "dog, hound"]
-    assert read_vocabulary(tmp_path / "a.json") == expected
-    assert read_vocabulary(tmp_path / "a.txt") == expected
-    (tmp_path / "b.json").write_text('{"cat": 1}')
-    (tmp_path / "c.json").write_text("[")
-    (tmp_path / "d.txt").write_text("\n")
-    for name, message in [
-        ("b.json", "expected a JSON list of strings"),
-        ("c.json", "cannot be read as a vocabulary"),
-        ("d.txt", "the vocabulary is empty"),
-        ("e.txt", "cannot be read as a vocabulary"),
-    ]:
-        with pytest.raises(ValueError, match=f"(?i){name}: {message}"):
-            read_vocabulary(tmp_path / name)

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from cat_seg.plugin.data.datasets.builtin import SPLITS
-from cat_seg.class_lists import palette, read_names
+from cat_seg.class_lists import palette
 from cat_seg.plugin.data.datasets.pairs import (
     IMAGE_SUFFIXES,
     Pair,
@@ -23,6 +23,7 @@ from cat_seg.plugin.data.datasets.pairs import (
 from cat_seg.resources import project_file
 from cat_seg.utils.files import atomic_write, cache_folder
 from cat_seg.utils.parallel import map_files
+from cat_seg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def register_folder(
     if name in {split.name for split in SPLITS}:
         raise ValueError(f"DATASETS.FOLDERS: {name} is a published split; choose another NAME.")
     images, labels = Path(images).expanduser(), Path(labels).expanduser()
-    names = read_names(project_file(names_json))
+    names = Vocabulary.read(project_file(names_json)).strings
     if 0 <= ignore_label < len(names):
         raise ValueError(
             f"{name}: the ignore label {ignore_label} is also the label of "
