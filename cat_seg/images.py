@@ -1,104 +1,377 @@
-"""Images as people have them, read as 8-bit RGB."""
+"""The one reader of pictures: whatever people have becomes upright 8-bit RGB."""
 
 from __future__ import annotations
 
 import glob
+import io
 import logging
-from collections.abc import Iterable
+import os
+import stat
+import struct
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+
+from cat_seg.errors import CATSegError
 
 logger = logging.getLogger(__name__)
 
 # What is taken from a folder; a file that is named itself may be called anything.
 SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+    ".avif .bmp .gif .heic .heif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff "
+    ".webp".split()
+)
+MAX_PIXELS = 200_000_000
+
+# Pillow's names of formats, those that are told by their first bytes first. EPS and the like are
+# programs for other programs, and not among them.
+_FORMATS = "JPEG PNG GIF BMP TIFF WEBP JPEG2000 AVIF PPM DIB TGA".split()
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_STRIP = 1024  # rows that are converted at a time; bounds memory
+_URL_BYTES = 1 << 28  # of a download
+_URL_SECONDS = 60.0
+_EXPECTED = (
+    "expected a path, bytes, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a "
+    "tensor (H, W) or (3, H, W), of uint8, uint16 or floats in [0, 1]"
 )
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file the way it is meant to be seen.
+def read(
+    picture: Any, *, allow_url: bool = False, max_pixels: int | None = MAX_PIXELS
+) -> np.ndarray:
+    """Read a picture of any usual kind the way it is meant to be seen.
 
-    The EXIF orientation is applied. Grey, palette and CMYK images become RGB; transparent parts
-    show a white ground; of an animation the first frame is taken; colour profiles are not applied.
-    Integers of more than 8 bits are scaled from their full range of 16 bits, or from their maximum
-    where that is larger; floats from the first of 1, 255, 65535 that none of them exceeds.
+    Files, bytes and PIL images: the EXIF orientation is applied. Grey, palette and CMYK images
+    become RGB; of an animation the first frame is taken; colour profiles are not applied. Integers
+    of more than 8 bits are scaled from their full range of 16 bits, or from their maximum where
+    that is larger; floats from the first of 1, 255, 65535 that none of them exceeds.
+
+    Arrays and tensors: uint16 is scaled from its full range; floats lie in [0, 1], where 1 is white
+    (what rounding left a thousandth outside is clipped). Everywhere, transparent parts show a white
+    ground.
+
+    Args:
+        picture: a path; an http(s) address if `allow_url`; the bytes of an image file; a PIL image;
+            a NumPy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a torch tensor (H, W) or
+            (1, 3 or 4, H, W); RGB.
+        allow_url: whether a string may be an address that is fetched.
+        max_pixels: what has more is refused before it is decoded; None for no limit. Arrays are
+            there already, and have none.
+
+    Returns:
+        (H, W, 3) uint8, RGB; never a view of what came.
+
+    Raises:
+        CATSegError: if it is missing, damaged, too large or no picture; the message names it.
+    """
+    if isinstance(picture, str) and picture.lower().startswith(("http://", "https://")):
+        if not allow_url:
+            raise CATSegError(
+                f"{picture} is an address; expected a file. To fetch it, pass allow_url=True."
+            )
+        return _decode(io.BytesIO(_download(picture)), picture, max_pixels)
+    if isinstance(picture, str | os.PathLike):
+        return read_image(picture, max_pixels=max_pixels)
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return _decode(io.BytesIO(picture), "The picture (bytes)", max_pixels)
+    if isinstance(picture, Image.Image):
+        return _convert(picture, "The picture (a PIL image)", max_pixels)
+    if isinstance(picture, torch.Tensor):
+        return _from_array(_channels_last(picture), f"a tensor {tuple(picture.shape)}")
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture, f"an array {picture.shape}")
+    raise CATSegError(f"The picture is {_describe(picture)}; {_EXPECTED}.")
+
+
+def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
+    """Read an image file, see `read`.
 
     Returns:
         (H, W, 3) uint8, RGB.
 
     Raises:
-        ValueError: naming the file, if it is missing, damaged, too large or not an image.
+        CATSegError: naming the file, if it is missing, damaged, too large or not an image.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder without images; expected an image file.")
-    if not path.is_file() and glob.has_magic(str(path)):
-        raise ValueError(f"{path} matches no file; expected an image file.")
-    if not path.is_file():
-        problem = "is not a regular file" if path.exists() else "does not exist"
-        raise ValueError(f"{path} {problem}; expected an image file.")
+    name = _printable(path)
     try:
-        with Image.open(path) as image:
-            image.load()
-            return _to_rgb(_upright(image, path))
-    except Image.UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image in a format that Pillow reads.") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is too large, scale it down first: {error}") from None
-    # Pillow's decoders report damage by whatever exception they run into.
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read, it may be damaged: {error}") from error
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise CATSegError(f"{name} is a folder without images; expected an image file.")
+        if not stat.S_ISREG(mode):  # reading from a pipe or a device may never end
+            raise CATSegError(f"{name} is not a regular file; expected an image file.")
+        with open(path, "rb") as file:
+            return _decode(file, name, max_pixels)
+    except FileNotFoundError:
+        problem = "matches no file" if glob.has_magic(os.fspath(path)) else "does not exist"
+        raise CATSegError(f"{name} {problem}; expected an image file.") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise CATSegError(f"{name} cannot be opened ({reason}); expected an image file.") from error
+    except ValueError as error:
+        if isinstance(error, CATSegError):
+            raise
+        raise CATSegError(f"{name} cannot be the name of a file ({error}).") from error
 
 
 def find_images(inputs: Iterable[str | Path]) -> list[Path]:
     """Expand files, globs ("**" included) and folders to image files, each once.
 
-    A folder stands for the image files right inside it, in the order of their names. What matches
+    A folder stands for the image files in it and in its subfolders, in the order of their paths;
+    hidden files and folders are left out, and links to folders are not followed. What matches
     nothing is returned as it is, so that reading it says what is wrong.
     """
-    found: dict[Path, None] = {}
+    return [path for path, _ in _expand(inputs)]
+
+
+def find_inputs(inputs: Iterable[str | Path]) -> list[tuple[Path, Path]]:
+    """Expand inputs as `find_images` does, and name the output of each.
+
+    An output is named like its file without the suffix: relative to the folder that was given, to
+    the part of a glob before its first wildcard, or to the file's own folder. Of several inputs
+    with different such folders, names are relative to the deepest folder that holds them all. The
+    suffix is kept if it is none of an image, and where the file's folder has another image of the
+    same stem: a.jpg and a.png give "a.jpg" and "a.png", whether both are among the inputs or not.
+
+    Returns:
+        pairs of a file and the relative path of its outputs, to which endings may be added. No two
+        are the same.
+    """
+    found = _expand(inputs)
+    roots = {os.path.abspath(root) for path, root in found if os.path.exists(path)}
+    common = os.path.commonpath(roots) if roots else ""
+    taken: dict[Path, dict[str, set[str]]] = {}
+    named = []
+    for path, root in found:
+        base = common if os.path.exists(path) else os.path.abspath(root)
+        folder = Path(os.path.relpath(os.path.abspath(path.parent), base))
+        if path.parent not in taken:
+            taken[path.parent] = _owners(path.parent)
+        alone = taken[path.parent].get(path.stem.lower(), set()) <= {path.name}
+        short = alone and _is_image_name(path)
+        named.append((path, folder / (path.stem if short else path.name)))
+    return named
+
+
+def _expand(inputs: Iterable[str | Path]) -> list[tuple[Path, Path]]:
+    """List image files, each once, with the folder that was given for them."""
+    found: dict[str, tuple[Path, Path]] = {}
     for item in inputs:
         path = Path(item).expanduser()
-        matches = (
-            [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
-        )
-        for match in matches or [path]:
-            inside = (
-                sorted(p for p in match.iterdir() if _is_image_name(p)) if match.is_dir() else []
-            )
-            found.update(dict.fromkeys(inside or [match]))
-    return list(found)
+        for match, root in _matches(path):
+            files = list(_images_in(match)) if os.path.isdir(match) else []
+            for file in files or [match]:
+                found.setdefault(os.path.abspath(file), (file, root))
+    return list(found.values())
 
 
-def _is_image_name(path: Path) -> bool:
+def _matches(path: Path) -> Iterator[tuple[Path, Path]]:
+    """What a path or glob stands for, and the folder that outputs are named relative to."""
+    if os.path.lexists(path) or not glob.has_magic(str(path)):
+        yield path, path if os.path.isdir(path) else path.parent
+        return
+    parts = path.parts
+    plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:plain])
+    matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
+    if not path.suffix or glob.has_magic(path.suffix):  # as in "photos/*", not in "photos/*.dat"
+        matches = [m for m in matches if _is_image_name(m) or os.path.isdir(m)]
+    for match in matches:
+        if not (os.path.isdir(match) and not any(_images_in(match))):
+            yield match, root
+    if not matches:
+        yield path, root
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    """Image files in a folder and its subfolders, in the order of their paths."""
+    found = []
+    for where, folders, files in os.walk(folder, onerror=lambda e: logger.warning("%s", e)):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [path for name in files if _is_image_name(path := Path(where, name))]
+    return iter(sorted(found))
+
+
+def _owners(folder: Path) -> dict[str, set[str]]:
+    """Which files of a folder may claim an output name: by their names, images also by stem."""
+    owners: dict[str, set[str]] = {}
+    try:
+        names = [entry.name for entry in os.scandir(folder) if not entry.is_dir()]
+    except OSError:
+        return owners
+    for name in names:
+        claims = {name.lower(), Path(name).stem.lower()} if _is_image_name(name) else {name.lower()}
+        for claim in claims:
+            owners.setdefault(claim, set()).add(name)
+    return owners
+
+
+def _is_image_name(name: str | Path) -> bool:
+    path = Path(name)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def _upright(image: Image.Image, path: Path) -> Image.Image:
+def _decode(file: BinaryIO, name: str, max_pixels: int | None) -> np.ndarray:
+    try:
+        with _open(file, name) as image:
+            return _convert(image, name, max_pixels)
+    except CATSegError:
+        raise
+    # Pillow's decoders report damage by whatever exception they run into.
+    except Exception as error:
+        raise CATSegError(f"{name} cannot be read, it may be damaged: {error}") from error
+
+
+def _open(file: BinaryIO, name: str) -> Image.Image:
+    """Open an image as Image.open does, but for two things.
+
+    Pillow's limit of pixels is a setting of the whole process, so ours is checked instead; and only
+    formats of pixels are tried.
+    """
+    Image.init()
+    head = file.read(16)
+    file.seek(0)
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        try:
+            from pillow_heif import HeifImageFile
+        except ImportError:
+            raise CATSegError(
+                f"{name} is HEIC, which needs a package: pip install pillow-heif."
+            ) from None
+        opened: Image.Image = HeifImageFile(file, name)  # type: ignore[no-untyped-call]
+        return opened
+    for kind in _FORMATS:
+        factory, accept = Image.OPEN.get(kind, (None, None))
+        file.seek(0)
+        try:
+            accepted = accept(head) if accept else True
+            if factory is not None and accepted is True:  # a string says why not
+                return factory(file, name)
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue  # not of this format
+    raise CATSegError(f"{name} is not an image in a format that is read; expected JPEG, PNG, TIFF.")
+
+
+def _convert(image: Image.Image, name: str, max_pixels: int | None) -> np.ndarray:
+    width, height = image.size
+    if width * height == 0:
+        raise CATSegError(f"{name} has no pixels ({width} x {height}); expected at least one.")
+    if max_pixels is not None and width * height > max_pixels:
+        raise CATSegError(
+            f"{name} is too large: {width} x {height} pixels, at most {max_pixels} are read. Scale "
+            "it down, or raise max_pixels."
+        )
+    image.load()
+    return _to_rgb(_upright(image, name))
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
     """Apply the EXIF orientation; a damaged EXIF block does not make the image unreadable."""
     try:
-        return ImageOps.exif_transpose(image)
+        if image.getexif().get(0x0112, 1) in range(2, 9):
+            return ImageOps.exif_transpose(image)
     except Exception as error:
-        logger.warning("%s: its EXIF data is damaged and ignored (%s)", path, error)
-        return image
+        logger.warning("%s: its EXIF data is damaged and ignored (%s)", name, error)
+    return image
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I") or image.mode == "F":
         values = _to_8_bit(np.asarray(image))
         return np.repeat(values[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(ground, image)
-    return np.array(image.convert("RGB"))  # a copy, so that it can be written to
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _STRIP):
+        bottom = min(top + _STRIP, image.height)
+        strip = image.crop((0, top, image.width, bottom))
+        if strip.has_transparency_data:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        rgb[top:bottom] = np.asarray(strip.convert("RGB"))
+    return rgb
+
+
+def _channels_last(picture: torch.Tensor) -> np.ndarray:
+    """Turn a tensor (H, W) or (C, H, W) into an array with channels last."""
+    if picture.layout != torch.strided or picture.is_complex() or picture.is_quantized:
+        raise CATSegError(f"The picture is {_describe(picture)}; {_EXPECTED}.")
+    tensor = picture.detach().cpu()
+    tensor = tensor.float() if tensor.is_floating_point() else tensor  # NumPy has no bfloat16
+    return tensor.movedim(0, -1).numpy() if tensor.ndim == 3 else tensor.numpy()
+
+
+def _from_array(values: np.ndarray, what: str) -> np.ndarray:
+    """Convert an array (H, W) or (H, W, C)."""
+    kind = (values.dtype.kind, values.dtype.itemsize)
+    channels = values.shape[2] if values.ndim == 3 else 1
+    wrong_kind = values.dtype.kind != "f" and kind not in (("u", 1), ("u", 2))
+    if values.ndim not in (2, 3) or channels not in (1, 3, 4) or wrong_kind or not values.size:
+        raise CATSegError(f"The picture is {what} of {values.dtype}; {_EXPECTED}.")
+    if values.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())
+        if not (-1e-3 <= low and high <= 1 + 1e-3):  # also where one is not a number
+            raise CATSegError(
+                f"The picture is {what} of floats from {low:g} to {high:g}; expected [0, 1]. "
+                "Divide by the value of white, or convert to uint8."
+            )
+        values = np.rint(values.clip(0, 1) * 255).astype(np.uint8)
+    elif values.dtype.itemsize == 2:
+        values = _to_8_bit(values)
+    values = values.reshape(*values.shape[:2], channels)
+    if channels == 4:
+        return _to_rgb(Image.fromarray(np.ascontiguousarray(values)))
+    return np.repeat(values, 3, axis=2) if channels == 1 else np.array(values, order="C")
+
+
+def _download(url: str) -> bytes:
+    """Fetch an address, within limits of size and time.
+
+    Raises:
+        CATSegError: if that fails.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "cat_seg"})
+    content = io.BytesIO()
+    end = time.monotonic() + _URL_SECONDS
+    try:
+        with urllib.request.urlopen(request, timeout=_URL_SECONDS / 2) as answer:
+            if not answer.url.lower().startswith(("http://", "https://")):
+                raise CATSegError(f"{url} leads to {answer.url}, which is not fetched.")
+            while block := answer.read1(1 << 16):
+                content.write(block)
+                if content.tell() > _URL_BYTES or time.monotonic() > end:
+                    raise CATSegError(
+                        f"{url} is larger than {_URL_BYTES >> 20} MiB or takes longer than "
+                        f"{_URL_SECONDS:.0f} s; download it yourself and pass the file."
+                    )
+    except (OSError, ValueError, urllib.error.HTTPError) as error:
+        if isinstance(error, CATSegError):
+            raise
+        raise CATSegError(f"{url} cannot be fetched ({error}).") from error
+    return content.getvalue()
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "None"
+    shape = f" {tuple(value.shape)} of {value.dtype}" if isinstance(value, torch.Tensor) else ""
+    return f"of type {type(value).__name__}{shape}"
+
+
+def _printable(path: str | os.PathLike[str]) -> str:
+    """Return a path for a message: bytes that are no text are shown as escapes."""
+    text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= 500 else f"{text[:500]}..."
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
     """Scale (H, W) integers of 16 or 32 bits, or floats, to uint8."""
+    if values.dtype == np.uint16:  # a table needs less memory than floats
+        return np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)[values]
     scaled = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     largest = float(scaled.max(initial=0.0))
     ranges = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)

@@ -1,10 +1,18 @@
+import http.server
+import io
+import os
+import socket
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from cat_seg.images import find_images, read_image
+from cat_seg.errors import CATSegError
+from cat_seg.images import MAX_PIXELS, find_images, find_inputs, read, read_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -121,25 +129,253 @@ def test_damaged_files_are_named(tmp_path: Path, picture):
         read_image(tmp_path)
 
 
-def test_too_many_pixels(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    Image.new("L", (20, 20)).save(tmp_path / "large.png")
-    with pytest.raises(ValueError, match=r"large\.png is too large"):
-        read_image(tmp_path / "large.png")
+def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # of the process; ours is an argument
+    path = tmp_path / "large.png"
+    Image.new("L", (20, 20)).save(path)
+    assert read(path).shape == (20, 20, 3)
+    assert read(path, max_pixels=400).shape == read(path, max_pixels=None).shape == (20, 20, 3)
+    path.write_bytes(path.read_bytes()[:60])  # decoding it would fail otherwise
+    with pytest.raises(CATSegError, match=r"large\.png is too large: 20 x 20"):
+        read(path, max_pixels=399)
+    with pytest.raises(CATSegError, match="max_pixels"):
+        read(Image.new("L", (20, 20)), max_pixels=399)
+    assert MAX_PIXELS >= 100_000_000
 
 
-def test_find_images(tmp_path: Path):
-    for name in ("b.jpg", "a.PNG", "notes.txt", ".hidden.png", "odd[1].jpg", "sub/c.tif"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+def test_every_form_of_one_picture_gives_the_same(tmp_path: Path, picture):
+    picture.save(tmp_path / "a.png")
+    expected = np.asarray(picture)
+    for form in (
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        (tmp_path / "a.png").read_bytes(),
+        bytearray((tmp_path / "a.png").read_bytes()),
+        picture,
+        expected,
+        expected[:, ::-1][:, ::-1],
+        expected.astype(np.uint16) * 257,
+        expected.astype(np.uint16).astype(">u2") * 257,
+        expected / 255,
+        (expected / 255).astype(np.float32),
+        torch.from_numpy(expected.copy()).permute(2, 0, 1),
+        torch.from_numpy(expected / 255).permute(2, 0, 1),
+        torch.from_numpy(expected / 255).permute(2, 0, 1).bfloat16(),
+    ):
+        image = read(form)
+        assert image.dtype == np.uint8 and image.flags.c_contiguous and image.flags.writeable
+        tolerance = isinstance(form, torch.Tensor) and form.dtype == torch.bfloat16
+        np.testing.assert_allclose(image, expected, atol=int(tolerance))
+        assert not isinstance(form, np.ndarray) or not np.shares_memory(image, form)
+
+
+def test_grey_and_transparent_arrays(tmp_path: Path):
+    grey = np.array([[0, 128, 255]], np.uint8)
+    expected = np.repeat(grey[:, :, None], 3, axis=2)
+    for form in (grey, grey[:, :, None], torch.from_numpy(grey), torch.from_numpy(grey)[None]):
+        np.testing.assert_array_equal(read(form), expected)
+    pixels = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 51]]], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for form in (pixels, pixels.astype(np.uint16) * 257, pixels / 255, tmp_path / "a.png"):
+        np.testing.assert_array_equal(read(form), [[RED, WHITE, (204,) * 3]])
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (None, "is None"),
+        (3, "of type int"),
+        ([[1, 2]], "of type list"),
+        (np.zeros((2, 2, 2), np.uint8), r"\(2, 2, 2\) of uint8"),
+        (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\) of uint8"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"\(1, 8, 8, 3\)"),
+        (np.zeros(3, np.uint8), r"\(3,\)"),
+        (np.zeros((0, 3, 3), np.uint8), r"\(0, 3, 3\)"),
+        (np.zeros((2, 2), bool), "of bool"),
+        (np.zeros((2, 2), np.int64), "of int64"),
+        (np.zeros((2, 2), complex), "of complex128"),
+        (np.array([["a"]]), "of <U1"),
+        (np.full((2, 2), np.nan), "from nan to nan"),
+        (np.array([[0.0, np.inf]]), "from 0 to inf"),
+        (np.array([[0.0, 255.0]]), "from 0 to 255"),
+        (np.array([[-0.5, 1.0]]), "from -0.5 to 1"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"tensor \(8, 8, 3\)"),
+        (torch.zeros(1, 3, 8, 8), r"tensor \(1, 3, 8, 8\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.complex64), "complex64"),
+        (torch.zeros(3, 8, 8).to_sparse(), "of type Tensor"),
+        (Image.new("RGB", (0, 4)), "no pixels"),
+        (b"", "bytes.*not an image"),
+        (b"GIF89a", "bytes"),
+        ("https://example.invalid/a.png", "allow_url=True"),
+    ],
+)
+def test_what_is_no_picture_is_named(picture, message):
+    with pytest.raises(CATSegError, match=message):
+        read(picture)
+
+
+def test_rounding_is_no_mistake():
+    np.testing.assert_array_equal(read(np.array([[-1e-5, 1 + 1e-5]]))[0, :, 0], [0, 255])
+
+
+def test_a_picture_of_pil_is_turned_and_left_as_it_is(picture):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", exif=exif)
+    opened = Image.open(stream)
+    np.testing.assert_array_equal(read(opened), np.asarray(picture)[::-1, ::-1])
+    np.testing.assert_array_equal(np.asarray(opened), picture)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for a writer
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nothing")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s.jpg"))
+    for name, problem in [
+        ("pipe.jpg", "not a regular file"),
+        ("s.jpg", "not a regular file"),
+        ("loop.jpg", "cannot be opened"),
+        ("gone.jpg", "does not exist"),
+        ("x" * 5000, "cannot be opened"),
+        ("a\0b", "cannot be the name"),
+        ("none*.jpg", "matches no file"),
+    ]:
+        with pytest.raises(CATSegError, match=problem) as error:
+            read(tmp_path / name)
+        assert len(str(error.value)) < 1000
+    with pytest.raises(CATSegError, match="not a regular file"):
+        read("/dev/zero")
+
+
+def test_names_of_any_bytes(tmp_path: Path, picture):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.png")
+    picture.save(path)
+    assert read(path).shape == (2, 3, 3)
+    Path(path).write_bytes(b"")
+    with pytest.raises(CATSegError) as error:
+        read(path)
+    str(error.value).encode()  # can be printed
+
+
+def test_programs_are_no_pictures(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n")
+    with pytest.raises(CATSegError, match="not an image"):
+        read(tmp_path / "a.png")
+
+
+def test_heic_or_the_way_to_it(tmp_path: Path, monkeypatch):
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", None)
+        with pytest.raises(CATSegError, match=r"a\.heic is HEIC.*pip install pillow-heif"):
+            read(path)
+    pillow_heif = pytest.importorskip("pillow_heif")
+    picture = Image.new("RGB", (64, 48), RED)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pillow_heif.from_pillow(picture).save(path, exif=exif.tobytes(), quality=95)
+    image = read(path)
+    assert image.shape == (64, 48, 3)
+    assert np.abs(image.astype(int) - RED).max() < 12
+
+
+class _Server(http.server.BaseHTTPRequestHandler):
+    content = b""
+
+    def do_GET(self):
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "ftp://127.0.0.1/a.png")
+            self.end_headers()
+        elif self.path == "/a.png":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.content)
+        else:
+            self.send_error(404)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_addresses_are_fetched_when_asked(picture, monkeypatch):
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    monkeypatch.setattr(_Server, "content", stream.getvalue())
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        np.testing.assert_array_equal(read(f"{base}/a.png", allow_url=True), picture)
+        with pytest.raises(CATSegError, match=r"/none cannot be fetched.*404"):
+            read(f"{base}/none", allow_url=True)
+        with pytest.raises(CATSegError, match="/moved"):
+            read(f"{base}/moved", allow_url=True)
+        monkeypatch.setattr("cat_seg.images._URL_BYTES", 10)
+        with pytest.raises(CATSegError, match="is larger than"):
+            read(f"{base}/a.png", allow_url=True)
+        server.shutdown()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in (
+        *("b.jpg", "a.PNG", "notes.txt", ".hidden.png", "odd[1].jpg", "sub/c.tif"),
+        *("sub/deep/d.jpg", ".git/e.jpg", "twin/a.jpg", "twin/A.png", "twin/a.jpg.bmp"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    return tmp_path
 
-    def found(*inputs: str) -> list[str]:
-        paths = find_images(tmp_path / item for item in inputs)
-        return [p.relative_to(tmp_path).as_posix() for p in paths]
 
-    assert found("") == ["a.PNG", "b.jpg", "odd[1].jpg"]
-    assert found("notes.txt") == ["notes.txt"]
-    assert found("odd[1].jpg") == ["odd[1].jpg"]
-    assert found("*.jpg", "b.jpg") == ["b.jpg", "odd[1].jpg"]
-    assert found("**/*.tif", "sub") == ["sub/c.tif"]
-    assert found("none*.jpg") == ["none*.jpg"]
+TWINS = ["twin/A.png", "twin/a.jpg", "twin/a.jpg.bmp"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ([""], ["a.PNG", "b.jpg", "odd[1].jpg", "sub/c.tif", "sub/deep/d.jpg", *TWINS]),
+        (["sub/", "sub/c.tif"], ["sub/c.tif", "sub/deep/d.jpg"]),
+        (["notes.txt"], ["notes.txt"]),
+        (["odd[1].jpg"], ["odd[1].jpg"]),
+        (["*.jpg", "b.jpg"], ["b.jpg", "odd[1].jpg"]),
+        (["*"], ["a.PNG", "b.jpg", "odd[1].jpg", "sub/c.tif", "sub/deep/d.jpg", *TWINS]),
+        (["sub/**/*.jpg", "sub"], ["sub/deep/d.jpg", "sub/c.tif"]),
+        (["*.txt"], ["notes.txt"]),
+        (["none*.jpg", "gone"], ["none*.jpg", "gone"]),
+    ],
+)
+def test_find_images(tree: Path, inputs, expected):
+    found = [p.relative_to(tree).as_posix() for p in find_images(tree / item for item in inputs)]
+    # links are not followed by folders; a glob of Python follows them, and finds the same again
+    assert [name for name in found if "/up/" not in name] == expected
+
+
+def names(root: Path, *inputs: str) -> list[str]:
+    return [name.as_posix() for _, name in find_inputs(root / item for item in inputs)]
+
+
+def test_names_of_outputs_mirror_the_tree(tree: Path, monkeypatch):
+    whole = ["a", "b", "odd[1]", "sub/c", "sub/deep/d", *TWINS]
+    assert names(tree, "") == whole
+    assert names(tree, "sub") == ["c", "deep/d"]
+    assert names(tree, "b.jpg", "sub/deep/d.jpg") == ["b", "sub/deep/d"]
+    assert names(tree, "sub/deep/d.jpg") == ["d"]
+    assert names(tree, "twin/a.jpg") == ["a.jpg"]  # as if its twins were asked for
+    assert names(tree, "twin/*.png") == ["A.png"]
+    assert names(tree, "*.jpg") == ["b", "odd[1]"]
+    assert names(tree, "notes.txt") == ["notes.txt"]
+    monkeypatch.chdir(tree)
+    assert [name.as_posix() for _, name in find_inputs(["sub", "./b.jpg"])] == [
+        "sub/c",
+        "sub/deep/d",
+        "b",
+    ]
+
+
+def test_what_is_missing_changes_no_name(tree: Path):
+    assert names(tree, "sub", "gone/x.jpg") == ["c", "deep/d", "x"]

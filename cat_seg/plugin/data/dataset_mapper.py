@@ -10,10 +10,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.utils.file_io import PathManager
 from torch.nn import functional as F
 
-from cat_seg.plugin.data.color_jitter import SSDColorJitter
+from cat_seg import images
+from cat_seg.errors import CATSegError
 from cat_seg.label_maps import read_label_map
+from cat_seg.plugin.data.color_jitter import SSDColorJitter
 
 IMAGE_PADDING = 128  # mid-grey
 
@@ -84,11 +87,7 @@ class SemanticSegmentationMapper(DatasetMapper):
                 are out of range.
         """
         sample = dict(dataset_dict)
-        try:
-            image = utils.read_image(sample["file_name"], format=self.image_format)
-            utils.check_image_size(sample, image)
-        except Exception as error:  # decoders report damage by whatever they run into
-            raise ValueError(f"{sample['file_name']}: cannot be read ({error})") from error
+        image = read_sample_image(sample, self.image_format)
         labels = self._read_labels(sample, image.shape[:2])
         augmented = T.AugInput(image, sem_seg=labels)
         self.augmentations(augmented)
@@ -118,6 +117,26 @@ class SemanticSegmentationMapper(DatasetMapper):
                 )
         # detectron2 resizes 8-bit arrays with Pillow, and others as floats.
         return labels if labels.dtype == np.uint8 else labels.astype(np.float64)
+
+
+def read_sample_image(sample: dict[str, Any], image_format: str) -> np.ndarray:
+    """Read a sample's image with the reader of everything else.
+
+    Args:
+        sample: "file_name" as in detectron2; gets "height" and "width", if they are not there.
+        image_format: "RGB" or "BGR", INPUT.FORMAT.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read or is not of the size that `sample` says.
+    """
+    if image_format not in ("RGB", "BGR"):
+        raise CATSegError(f"INPUT.FORMAT is {image_format!r}; expected 'RGB' or 'BGR'.")
+    image = images.read(PathManager.get_local_path(sample["file_name"]))
+    utils.check_image_size(sample, image)
+    return image if image_format == "RGB" else image[:, :, ::-1]
 
 
 def build_augmentations(cfg: CfgNode, ignore_label: int) -> list[Any]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from cat_seg.plugin.data.datasets.builtin import SPLITS
 from cat_seg.class_lists import palette
+from cat_seg.plugin.data.datasets.builtin import SPLITS
 from cat_seg.plugin.data.datasets.pairs import (
     IMAGE_SUFFIXES,
     Pair,
