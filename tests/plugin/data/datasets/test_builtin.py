@@ -91,7 +91,7 @@ def test_records(tmp_path):
     assert [Path(record["file_name"]).name for record in records] == ["a.jpg", "b.jpg"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '["a", ""]', '["a", 3]', '["a", "a"]'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1.5}', '["a", ""]', '["a", 3]', '["a", "a"]'])
 def test_bad_name_lists(tmp_path, content):
     path = tmp_path / "names.json"
     path.write_text(content)
