@@ -3,7 +3,8 @@
     python demo/demo.py --input photo.jpg --vocabulary "cat, sofa, window"
 
 For each image this writes NAME_overlay.jpg, the classes drawn over the image with a legend, and
-NAME_labels.png, the class of each pixel, with its names in NAME_labels.json.
+NAME_labels.png, the class of each pixel, with its names in NAME_labels.json. Outputs of a folder
+mirror its subfolders.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from tqdm import tqdm
 import cat_seg.plugin  # noqa: F401  (before any import of detectron2)
 
 # isort: split
-from cat_seg.class_lists import read_names
-from cat_seg.plugin.engine.predictor import DEFAULT_CONFIG, Predictor, load_config
-from cat_seg.images import find_images, read_image
-from cat_seg.utils.memory import keep_freed_memory
 from cat_seg.drawing import draw_segmentation, save_label_map, save_picture
+from cat_seg.errors import CATSegError
+from cat_seg.images import find_inputs, read_image
+from cat_seg.plugin.engine.predictor import DEFAULT_CONFIG, Predictor, load_config
+from cat_seg.utils.memory import keep_freed_memory
+from cat_seg.vocabulary import Vocabulary
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,15 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 1
-    images = find_images(args.input)
-    stems = output_names(images)
+    images = find_inputs(args.input)
     problems: list[str] = []
     start = time.perf_counter()
     bar = tqdm(images, unit="image", disable=None)
-    for path in bar:
+    for path, name in bar:
         bar.set_postfix_str(path.name)
         try:
-            segment(predictor, path, args.output / stems[path])
+            segment(predictor, path, args.output / name)
         except ValueError as error:
             problems.append(str(error))
     seconds = time.perf_counter() - start
@@ -68,20 +69,25 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--input", nargs="+", required=True, metavar="PATH", help="images, globs or folders"
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="images, globs or folders with all that is in them",
     )
     words = parser.add_mutually_exclusive_group()
     words.add_argument(
         "--vocabulary",
         metavar="WORDS",
-        help='classes parted by commas, synonyms of one class by "|": "sofa|couch, window"; '
+        help='classes separated by commas, synonyms of one class by "|": "sofa|couch, window"; '
         "the config's vocabulary if left out",
     )
     words.add_argument(
         "--vocabulary-file",
         type=Path,
         metavar="FILE",
-        help="the same as a JSON list, or one class a line; synonyms are parted by commas",
+        help="a file of them: JSON, YAML, CSV, or one class a line with synonyms separated by "
+        "commas; or the name of a published list, such as ade150",
     )
     parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR")
     parser.add_argument("--config-file", default=DEFAULT_CONFIG, metavar="FILE")
@@ -101,26 +107,13 @@ def build_parser() -> argparse.ArgumentParser:
 def vocabulary_of(args: argparse.Namespace) -> list[str] | None:
     """The class names that the command line asks for, or None."""
     if args.vocabulary is not None:
-        names, source = args.vocabulary.replace("\n", ",").split(","), "--vocabulary"
-        names = [", ".join(s.strip() for s in name.split("|") if s.strip()) for name in names]
-    elif args.vocabulary_file is None:
-        return None
-    elif args.vocabulary_file.suffix.lower() == ".json":
-        return read_names(args.vocabulary_file)
-    else:
-        source = str(args.vocabulary_file)
         try:
-            names = args.vocabulary_file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{source} cannot be read as a list of names: {error}") from error
-    names = [name.strip() for name in names if name.strip()]
-    if not names:
-        raise ValueError(f'{source} names no class; expected words as in "cat, sofa, window".')
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(
-            f"{source} has {', '.join(map(repr, twice))} more than once; name it once."
-        )
-    return names
+            return Vocabulary.from_text(args.vocabulary).strings
+        except CATSegError as error:
+            raise CATSegError(f"--vocabulary: {error}") from error
+    if args.vocabulary_file is not None:
+        return Vocabulary.read(args.vocabulary_file).strings
+    return None
 
 
 def make_folder(path: Path) -> None:
@@ -135,20 +128,6 @@ def make_folder(path: Path) -> None:
         raise ValueError(
             f"--output {path}: {error.strerror}; expected a folder, there or to be made."
         ) from error
-
-
-def output_names(images: Sequence[Path]) -> dict[Path, str]:
-    """A name for the outputs of each image: its own, numbered where several share it."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for path in images:
-        name, number = path.stem, 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{path.stem}_{number}"
-        taken.add(name.lower())
-        names[path] = name
-    return names
 
 
 def segment(predictor: Predictor, path: Path, output: Path) -> None:

@@ -64,8 +64,8 @@ def test_all_is_well_with_the_vocabulary_of_the_config(config, photos, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--vocabulary", " , "], "names no class"),
-        (["--vocabulary", "cat, dog, cat"], "'cat' more than once"),
+        (["--vocabulary", " , "], "--vocabulary: The vocabulary is empty"),
+        (["--vocabulary", "cat, dog, cat"], "Classes 0 and 2 are 'cat' and 'cat'"),
         (["--vocabulary-file", "none.txt"], "none.txt"),
         (["--vocabulary-file", "none.json"], "none.json"),
         (["--config-file", "none.yaml"], "none.yaml"),
@@ -118,9 +118,15 @@ def test_vocabulary_files(tmp_path, name, content):
     assert demo.vocabulary_of(args) == ["cat", "sofa, couch"]
 
 
-def test_images_of_one_name_get_an_output_each():
-    paths = [Path("a/x.jpg"), Path("b/X.png"), Path("x_2.jpg")]
-    assert len({name.lower() for name in demo.output_names(paths).values()}) == 3
+def test_outputs_mirror_the_inputs(config, tmp_path):
+    for name in ("in/a.png", "in/a.jpg", "in/sub/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    output = tmp_path / "out"
+    arguments = ["--config-file", str(config), "--input", str(tmp_path / "in")]
+    assert demo.main([*arguments, "--output", str(output)]) == 0
+    overlays = [p.relative_to(output).as_posix() for p in output.rglob("*_overlay.jpg")]
+    assert sorted(overlays) == ["a.jpg_overlay.jpg", "a.png_overlay.jpg", "sub/a_overlay.jpg"]
 
 
 def test_predictor_changes_vocabulary(config):
