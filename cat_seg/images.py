@@ -371,7 +371,8 @@ def _printable(path: str | os.PathLike[str]) -> str:
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
     """Scale (H, W) integers of 16 or 32 bits, or floats, to uint8."""
     if values.dtype == np.uint16:  # a table needs less memory than floats
-        return np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)[values]
+        table: np.ndarray = np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)
+        return np.asarray(table[values])
     scaled = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     largest = float(scaled.max(initial=0.0))
     ranges = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)

@@ -7,11 +7,8 @@ neither. Names are compared as CLIP's tokenizer sees them: case, blanks and HTML
 
 from __future__ import annotations
 
-import ast
-import csv
 import difflib
 import functools
-import itertools
 import json
 import re
 import unicodedata
@@ -21,11 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-import yaml
-
 from cat_seg import class_lists
 from cat_seg.errors import CATSegError
 from cat_seg.utils.files import atomic_write
+from cat_seg.word_files import EXAMPLE, as_id, parse_literal, read_words, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +30,6 @@ Words = Union["Vocabulary", str, Mapping[Any, Any], Iterable[Any]]  # what `pars
 
 _TEXT_TOKENS = 75  # of CLIP's context of 77, without the marks of start and end
 _LONGEST = 1000  # characters of a name; the tokenizer's time grows with the square of a word
-_EXAMPLE = 'expected names, as in ["cat", "sofa, couch"]'
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ class Vocabulary:
             listed, inner = _listed(words)
             classes = tuple(_names(item, f"Class {i}") for i, item in enumerate(listed))
         if not classes:
-            raise CATSegError(f"The vocabulary is empty; {_EXAMPLE}.")
+            raise CATSegError(f"The vocabulary is empty; {EXAMPLE}.")
         items, _ = _listed(background or inner)
         behind = tuple(_names(item, f"Background word {i}") for i, item in enumerate(items))
         _check_distinct([*classes, *behind])
@@ -93,7 +88,7 @@ class Vocabulary:
             CATSegError: see `parse`.
         """
         if text.lstrip().startswith(("[", "{")):
-            return cls.parse(_literal(text), background=background)
+            return cls.parse(parse_literal(text), background=background)
         parts = (part.strip() for part in re.split(r"[,\n\r]", text))
         return cls.parse([part for part in parts if part.strip("| ")], background=background)
 
@@ -121,7 +116,7 @@ class Vocabulary:
             if path.suffix.lower() == ".safetensors":
                 vocabulary = _load_safetensors(path)
                 return cls.parse(vocabulary, background=background or vocabulary.background)
-            return cls.parse(_read(path), background=background)
+            return cls.parse(read_words(path), background=background)
         except (CATSegError, OSError) as error:
             raise CATSegError(f"{path}: {error}") from error
 
@@ -257,7 +252,7 @@ def describe(vocabulary: Vocabulary) -> str:
     rows = [("", "class", "synonyms", "tokens")]
     for index, (first, *others) in zip(indices, classes, strict=True):
         tokens = max(len(_tokens(name)) for name in (first, *others))
-        rows.append((index, _short(first, 40), _short(", ".join(others), 60), str(tokens)))
+        rows.append((index, shorten(first, 40), shorten(", ".join(others), 60), str(tokens)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     table = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "\n".join([*table, *(f"Note: {problem}" for problem in vocabulary.problems())])
@@ -278,7 +273,7 @@ def _listed(words: Any) -> tuple[list[Any], Any]:
         return _from_mapping(words)
     if isinstance(words, bytes | set | frozenset) or not isinstance(words, Iterable):
         what = "a set, which has no order" if isinstance(words, set | frozenset) else repr(words)
-        raise CATSegError(f"The vocabulary is {what:.100}; {_EXAMPLE}.")
+        raise CATSegError(f"The vocabulary is {what:.100}; {EXAMPLE}.")
     items = list(words)
     if items and all(isinstance(item, Mapping) for item in items):
         return _from_categories(items), ()
@@ -287,18 +282,18 @@ def _listed(words: Any) -> tuple[list[Any], Any]:
 
 def _from_mapping(words: Mapping[Any, Any]) -> tuple[list[Any], Any]:
     """List the names of ids and names, in either direction, or of a dict that holds words."""
-    if words and all(_as_id(key) is not None for key in words):
-        return [words[key] for key in sorted(words, key=lambda key: _as_id(key) or 0)], ()
-    if words and all(_as_id(value) is not None for value in words.values()):
-        by_id = {_as_id(value): name for name, value in words.items()}
+    if words and all(as_id(key) is not None for key in words):
+        return [words[key] for key in sorted(words, key=lambda key: as_id(key) or 0)], ()
+    if words and all(as_id(value) is not None for value in words.values()):
+        by_id = {as_id(value): name for name, value in words.items()}
         if len(by_id) < len(words):
-            raise CATSegError(f"Two names have the same id in {_short(words)}; expected one each.")
+            raise CATSegError(f"Two names have the same id in {shorten(words)}; expected one each.")
         return [by_id[key] for key in sorted(by_id, key=lambda key: key or 0)], ()
     for key in ("categories", "classes", "id2label", "label2id", "names", "class_names"):
         if isinstance(words.get(key), list | tuple | Mapping):
             return _listed(words[key])[0], words.get("background", ())
     raise CATSegError(
-        f"The vocabulary is {_short(words)}; expected ids and names, as in "
+        f"The vocabulary is {shorten(words)}; expected ids and names, as in "
         '{"0": "cat", "1": "sofa"}, or a key "categories", "classes", "id2label" or "names".'
     )
 
@@ -307,25 +302,14 @@ def _from_categories(categories: list[Mapping[str, Any]]) -> list[Any]:
     """List the names of COCO's categories by id, in the order of the ids where all have one."""
     for i, category in enumerate(categories):
         if "name" not in category:
-            raise CATSegError(f'Category {i} is {_short(category)}; expected a key "name".')
-    ids = [_as_id(category.get("id")) for category in categories]
+            raise CATSegError(f'Category {i} is {shorten(category)}; expected a key "name".')
+    ids = [as_id(category.get("id")) for category in categories]
     known = [i for i in ids if i is not None]
     if len(set(known)) < len(known):
         raise CATSegError("Two categories have the same id; expected one each.")
     if len(known) == len(ids):
-        categories = sorted(categories, key=lambda category: _as_id(category["id"]) or 0)
+        categories = sorted(categories, key=lambda category: as_id(category["id"]) or 0)
     return [category["name"] for category in categories]
-
-
-def _as_id(value: Any) -> int | None:
-    if isinstance(value, str) and re.fullmatch(r"\s*-?\d{1,9}\s*", value):
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _short(value: Any, length: int = 80) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _names(item: Any, which: str) -> tuple[str, ...]:
@@ -338,19 +322,19 @@ def _names(item: Any, which: str) -> tuple[str, ...]:
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
         hint = "; put it in quotes" if isinstance(item, bool | int | float) else ""
         raise CATSegError(
-            f"{which} is {_short(repr(item))}; expected a name or a list of names{hint}."
+            f"{which} is {shorten(repr(item))}; expected a name or a list of names{hint}."
         )
     names: dict[tuple[int, ...], str] = {}
     for part in parts:
         found = [" ".join(name.split()) for name in split_synonyms(part)]
         if not found:
             raise CATSegError(
-                f"{which} has the empty name {_short(repr(part))}; name it or leave it out."
+                f"{which} has the empty name {shorten(repr(part))}; name it or leave it out."
             )
         for name in found:
             names.setdefault(_checked_tokens(name, which), name)
     if not names:
-        raise CATSegError(f"{which} is {_short(repr(item))}; expected at least one name.")
+        raise CATSegError(f"{which} is {shorten(repr(item))}; expected at least one name.")
     return tuple(names.values())
 
 
@@ -358,7 +342,7 @@ def _checked_tokens(name: str, which: str) -> tuple[int, ...]:
     """Return the tokens of a name, once it is found to be one."""
     if len(name) > _LONGEST:
         raise CATSegError(
-            f"{which} is named {_short(repr(name))}, {len(name)} characters; expected words, "
+            f"{which} is named {shorten(repr(name))}, {len(name)} characters; expected words, "
             f"at most {_LONGEST} characters."
         )
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
@@ -381,7 +365,7 @@ def _check_distinct(classes: Sequence[Sequence[str]]) -> None:
     for i, synonyms in enumerate(classes):
         first = seen.setdefault(frozenset(_tokens(name)[:most] for name in synonyms), i)
         if first != i:
-            one, other = (_short(repr(", ".join(names))) for names in (classes[first], synonyms))
+            one, other = (shorten(repr(", ".join(names))) for names in (classes[first], synonyms))
             same = "CLIP cannot tell them apart" if one != other else "they are the same"
             raise CATSegError(
                 f"Classes {first} and {i} are {one} and {other}: {same}, and the "
@@ -438,121 +422,3 @@ def _load_safetensors(path: Path) -> Vocabulary:
             f"({count}, P, D). Save it again."
         )
     return replace(vocabulary, features=features)
-
-
-def _read(path: Path) -> Any:
-    """Read a file of words as something that `parse` understands."""
-    content = path.read_bytes()
-    try:
-        text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise CATSegError(f"not text in UTF-8 or UTF-16 ({error}); save it as UTF-8.") from error
-    suffix = path.suffix.lower()
-    if suffix == ".json" or text.lstrip().startswith(("[", "{")):
-        return _literal(text)
-    if suffix in (".yaml", ".yml"):
-        try:
-            return yaml.safe_load(text) or []
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise CATSegError(f"not YAML ({error}).") from error
-    lines = [line.strip(" \r") for line in text.splitlines()]
-    lines = [line for line in lines if line.strip() and not line.startswith("#")]
-    table = suffix in (".csv", ".tsv")
-    return _from_table(lines, alone=table) or _from_lines(lines)
-
-
-def _literal(text: str) -> Any:
-    """Parse JSON, or a list or dict as Python writes it (single quotes, trailing comma)."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        problem = error
-    try:
-        if len(text) < 1 << 20:
-            return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        pass
-    raise CATSegError(f"not JSON ({problem}); {_EXAMPLE}.") from problem
-
-
-# Headers of columns, the likeliest first.
-_NAME_HEADERS = "name names class_name label_name category_name class label category".split()
-_ID_HEADERS = ("id", "idx", "index", "class_id", "label_id", "category_id", "train_id", "trainid")
-
-
-def _from_table(lines: list[str], *, alone: bool) -> list[list[str]] | None:
-    """Read the column of names of a table with a header; None if there is no header.
-
-    Args:
-        lines: of the file.
-        alone: whether a header may stand for a single column, or for columns without ids.
-    """
-    for delimiter in "\t,;":
-        rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
-        header = [re.sub(r"[\s-]+", "_", cell.strip().lower()) for cell in rows[0]] if rows else []
-        name = next((header.index(h) for h in _NAME_HEADERS if h in header), None)
-        identity = next((header.index(h) for h in _ID_HEADERS if h in header), None)
-        if name is None or (identity is None and not alone):
-            continue
-        for i, row in enumerate(rows[1:], 1):
-            if len(row) <= max(name, identity or 0):
-                raise CATSegError(f"row {i} is {row}; expected the columns {header}.")
-        rows = rows[1:]
-        ids = [_as_id(row[identity]) for row in rows] if identity is not None else []
-        if ids and None not in ids:
-            if len(set(ids)) < len(ids):
-                raise CATSegError(f"an id is there twice in the column {header[identity or 0]}.")
-            rows = [row for _, row in sorted(zip(ids, rows, strict=True), key=lambda r: r[0] or 0)]
-        return [_split_line(row[name]) for row in rows]
-    return None
-
-
-def _from_lines(lines: list[str]) -> list[list[str]]:
-    """Read a class a line, without the ids or bullets that stand before or behind all names."""
-    lines = [line.rstrip(",; ") for line in lines]
-    if all(re.match(r"[-*•]\s+\S", line) for line in lines):
-        lines = [line[1:].strip() for line in lines]
-    if numbered := _without_ids(lines):
-        return [_split_line(line) for line in numbered]
-    if len(lines) > 2 and _without_ids(lines[1:]):
-        raise CATSegError(
-            f'its first line, {lines[0]!r}, looks like a header; expected a column called "name".'
-        )
-    if len(lines) == 1 and re.search(r"[,;]", lines[0]):
-        raise CATSegError(
-            f"its one line, {_short(repr(lines[0]))}, may be one class or several; write one class "
-            'a line, and synonyms as in "sofa|couch".'
-        )
-    return [_split_line(line) for line in lines]
-
-
-def _split_line(line: str) -> list[str]:
-    """Split a line, or a cell of a table, into synonyms; an empty one stays to be refused."""
-    names = [part.strip().strip("\"'").strip() for part in re.split(r"[,;|]", line)]
-    return [name for name in names if name] or [line]
-
-
-def _without_ids(lines: list[str]) -> list[str] | None:
-    """Return the lines without ids before or behind the names; None if they have none.
-
-    Numbers are ids where they count up on all lines, also with gaps if a mark separates them.
-
-    Raises:
-        CATSegError: if every line has an id and a mark, but they do not count up.
-    """
-    for pattern in (
-        r"(?P<id>\d{1,9})(?P<mark>\s*[,:;=|\t.)]\s*|\s+)(?P<name>\S.*)",
-        r"(?P<name>.*\S)(?P<mark>\s*[,:;=|\t]\s*)(?P<id>\d{1,9})",
-    ):
-        matches = [m for line in lines if (m := re.fullmatch(pattern, line))]
-        if not matches or len(matches) < len(lines):
-            continue
-        ids = [int(match["id"]) for match in matches]
-        marked = all(match["mark"].strip(" ") for match in matches)
-        rising = all(a < b for a, b in itertools.pairwise(ids))
-        dense = rising and ids[0] in (0, 1) and ids[-1] - ids[0] == len(ids) - 1
-        if (marked and rising) or (dense and len(ids) > 1):
-            return [match["name"] for match in matches]
-        if marked and all(match["mark"].strip(" ") != "." for match in matches):
-            raise CATSegError(f"its ids {_short(ids)} do not count up; put the lines in order.")
-    return None
