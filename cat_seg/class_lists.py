@@ -44,20 +44,5 @@ def read_names(path: str | Path) -> list[str]:
     return Vocabulary.read(path).strings
 
 
-def palette(count: int) -> list[tuple[int, int, int]]:
-    """Return `count` distinct RGB colours, in the order of PASCAL VOC's without its black.
-
-    The bits of an index are dealt to red, green and blue in turn, most significant first.
-    """
-    return [
-        (_every_third_bit(index), _every_third_bit(index >> 1), _every_third_bit(index >> 2))
-        for index in range(1, count + 1)
-    ]
-
-
 def _read_json(name: str) -> Any:
     return json.loads(project_file(f"datasets/{name}").read_text(encoding="utf-8"))
-
-
-def _every_third_bit(value: int) -> int:
-    return sum((value >> 3 * place & 1) << 7 - place for place in range(8))

@@ -1,191 +1,360 @@
-"""A segmentation for people to look at (overlay with legend) and for programs (map and names).
+"""A segmentation for people to look at: colours over the picture, names in it, a legend beside it.
 
 Shape letters: H, W image; T classes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from cat_seg.fonts import can_draw, draw_text, text_width
+from cat_seg.palette import is_light, name_colors
 from cat_seg.utils.files import atomic_write
 
 OPACITY = 0.5  # of the class colours over the image
-SHORTEST_VIEW = 480  # pixels; smaller images are enlarged in the overlay, so that names are legible
+SMALLEST_VIEW = 800  # pixels; smaller images are enlarged, so that names fit into their regions
 SMALLEST_FONT = 13  # pixels
-LONGEST_NAME = 32  # characters of a name in the legend
-TEXT, GROUND = (40, 40, 40), (255, 255, 255)
+LONGEST_NAME = 32  # characters of a name
+NONE_OF_THESE = "none of these"  # what the legend calls unlabelled pixels
+TEXT, FAINT, GROUND = (40, 40, 40), (130, 130, 130), (255, 255, 255)
+_SMALLEST_REGION = 0.004  # of the picture; a smaller one is named by the legend alone
+_SMOOTHED_CLASSES = 64  # the largest; the others keep the outlines of their pixels
+_PLACING = 400  # pixels of the longer side of the map on which names are placed
 
 
-def draw_segmentation(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """Draw the classes over the image, and beside it their names, largest area first.
+def draw_segmentation(
+    image: np.ndarray | None,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    *,
+    opacity: float = OPACITY,
+    names: bool = True,
+    legend: bool = True,
+    outline: bool = True,
+    original: bool = False,
+) -> Image.Image:
+    """Draw the classes over the image.
+
+    Args:
+        image: (H, W, 3) uint8, RGB; without one, the colours stand on white.
+        labels: (H, W) integers; a value outside 0..T-1 leaves its pixels as they are.
+        classes: the T class names.
+        opacity: of the colours, 0 to 1.
+        names: write the names into the picture, where they fit.
+        legend: list names and shares on the right, largest area first.
+        outline: draw a line where classes meet.
+        original: put the image as it is on the left.
+    """
+    if image is None:
+        image = np.full((*labels.shape, 3), 255, np.uint8)
+    indices, labels = _present(labels, len(classes))
+    texts = [_text(classes[i], i) for i in indices]
+    colors = name_colors([classes[i] for i in indices])
+    scale = max(1.0, SMALLEST_VIEW / max(image.shape[:2]))
+    if scale > 1:
+        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+    shares = np.bincount(labels.ravel() + 1, minlength=len(indices) + 1) / labels.size
+    fine, line = _enlarge(labels, len(indices), image.shape[:2], scale)
+    overlay = blend(image, fine, colors, opacity=opacity, line=line if outline else None)
+    font_size = int(np.clip((image.shape[0] * image.shape[1]) ** 0.5 / 34, SMALLEST_FONT, 80))
+    picture = Image.fromarray(overlay)
+    if names:
+        _write_names(picture, fine, texts, colors, font_size)
+    parts = [Image.fromarray(image)] if original else []
+    parts.append(picture)
+    if legend:
+        step = max(1, max(fine.shape) // 500)
+        seen = _mean_colors(overlay[::step, ::step], fine[::step, ::step], colors, opacity)
+        parts.append(_draw_legend(texts, shares, colors, seen, picture.height, font_size))
+    return _side_by_side(parts, gap=font_size // 2)
+
+
+def blend(
+    image: np.ndarray,
+    labels: np.ndarray,
+    colors: np.ndarray,
+    *,
+    opacity: float = OPACITY,
+    line: np.ndarray | None = None,
+) -> np.ndarray:
+    """Lay the colour of each class over the image.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         labels: (H, W) integers; a value outside 0..T-1 leaves its pixels as they are.
-        names: the T class names.
-    """
-    scale = max(1, -(-SHORTEST_VIEW // max(image.shape[:2])))
-    if scale > 1:
-        size = (image.shape[1] * scale, image.shape[0] * scale)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
-        labels = labels.repeat(scale, axis=0).repeat(scale, axis=1)
-    font_size = int(np.clip((image.shape[0] * image.shape[1]) ** 0.5 / 34, SMALLEST_FONT, 80))
-    picture = Image.fromarray(blend(image, labels, len(names), outline=max(1, font_size // 8)))
-    legend = _draw_legend(summarize(labels, names), len(names), picture.height, font_size)
-    canvas = Image.new("RGB", (picture.width + legend.width, legend.height), GROUND)
-    canvas.paste(picture, (0, 0))
-    canvas.paste(legend, (picture.width, 0))
-    return canvas
-
-
-def summarize(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The classes that occur, largest area first, as {"id", "name", "pixels", "share"}."""
-    counts = np.bincount(labels[(labels >= 0) & (labels < len(names))], minlength=len(names))
-    present = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
-    return [
-        {
-            "id": i,
-            "name": names[i].strip(),
-            "pixels": int(counts[i]),
-            "share": round(float(counts[i]) / labels.size, 6),
-        }
-        for i in present
-    ]
-
-
-def save_label_map(
-    path: str | Path, labels: np.ndarray, names: Sequence[str], **about: Any
-) -> tuple[Path, Path]:
-    """Write `path` (PNG of class ids; 16 bit for more than 256 classes) and its names as JSON.
-
-    The JSON, beside the PNG, holds "classes" (id -> name), "present" (see `summarize`) and what
-    else is given.
+        colors: (T, 3) uint8, RGB.
+        opacity: of the colours, 0 to 1.
+        line: (H, W) uint8, opacity of a white line on top, 255 the most.
 
     Returns:
-        The paths of PNG and JSON.
+        (H, W, 3) uint8, RGB.
     """
-    png = Path(path)
-    table = png.with_suffix(".json")
-    dtype = np.uint8 if len(names) <= 256 else np.uint16
-    with atomic_write(png) as temporary:
-        Image.fromarray(labels.astype(dtype)).save(temporary, format="PNG")
-    contents = {
-        **about,
-        "height": labels.shape[0],
-        "width": labels.shape[1],
-        "classes": [name.strip() for name in names],
-        "present": summarize(labels, names),
-    }
-    with atomic_write(table) as temporary:
-        Path(temporary).write_text(
-            json.dumps(contents, indent=2, ensure_ascii=False) + "\n", "utf-8"
-        )
-    return png, table
+    known = (labels >= 0) & (labels < len(colors))
+    table = np.concatenate([colors, np.zeros((1, 3), np.uint8)])
+    layer = table[np.where(known, labels, len(colors))]
+    blended = cv2.addWeighted(image, 1 - opacity, layer, opacity, 0)
+    blended[~known] = image[~known]
+    if line is None:
+        return blended
+    weight = cv2.merge([line] * 3)
+    kept = cv2.multiply(blended, cv2.bitwise_not(weight), scale=1 / 255)
+    return np.asarray(cv2.add(kept, weight))
 
 
 def save_picture(path: str | Path, picture: Image.Image) -> Path:
     """Write a picture in the format of its suffix, complete or not at all."""
     path = Path(path)
-    with atomic_write(path) as temporary:
-        picture.save(
-            temporary, format=Image.registered_extensions()[path.suffix.lower()], quality=92
-        )
+    with atomic_write(path) as part:
+        picture.save(part, format=Image.registered_extensions()[path.suffix.lower()], quality=92)
     return path
 
 
-@cache
-def class_colors(count: int) -> np.ndarray:
-    """Colours that are told apart easily; the first ones are the same for any count.
-
-    Each is the candidate farthest, in CIELAB, from those before it, of medium chroma.
-
-    Returns:
-        (count, 3) uint8, RGB.
-    """
-    levels = np.linspace(0, 255, 24).astype(np.uint8)
-    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
-    lab = cv2.cvtColor(candidates[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
-    chroma = np.hypot(lab[:, 1], lab[:, 2])
-    keep = (lab[:, 0] > 35) & (lab[:, 0] < 90) & (chroma > 15) & (chroma < 80)
-    candidates, lab = candidates[keep], lab[keep]
-    ground = np.array([[20, 0, 0], [100, 0, 0]], np.float32)
-    distance = np.linalg.norm(lab[:, None] - ground, axis=2).min(1)
-    colors = np.empty((count, 3), np.uint8)
-    for i in range(count):
-        best = int(distance.argmax())
-        colors[i] = candidates[best]
-        distance = np.minimum(distance, np.linalg.norm(lab - lab[best], axis=1))
-    return colors
+def _present(labels: np.ndarray, count: int) -> tuple[list[int], np.ndarray]:
+    """The classes that occur, largest first, and (H, W) int32 indices into them, -1 elsewhere."""
+    inside = np.where((labels >= 0) & (labels < count), labels, count).astype(np.int64)
+    counts = np.bincount(inside.ravel(), minlength=count + 1)[:count]
+    indices = [int(i) for i in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]]
+    table = np.full(count + 1, -1, np.int32)
+    table[indices] = np.arange(len(indices))
+    return indices, table[inside]
 
 
-def blend(image: np.ndarray, labels: np.ndarray, count: int, outline: int = 1) -> np.ndarray:
-    """Colour each class, with a solid outline of so many pixels where it meets another.
+def _enlarge(
+    labels: np.ndarray, count: int, size: tuple[int, int], scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Enlarge a label map with smooth edges, by the blurred mask that is highest.
 
     Args:
-        image: (H, W, 3) uint8, RGB.
-        labels: (H, W) integers; a value outside 0..count-1 leaves its pixels as they are.
-        count: of classes, see `class_colors`.
-        outline: pixels.
+        labels: (h, w) int32, -1..count-1, the largest class first.
+        count: of classes.
+        size: H, W of the picture.
+        scale: H / h.
 
     Returns:
-        (H, W, 3) uint8, RGB.
+        The labels, (H, W) int32, and an anti-aliased line between them, (H, W) uint8.
     """
-    known = (labels >= 0) & (labels < count)
-    colors = class_colors(count)[np.where(known, labels, 0)]
-    kernel = np.ones((2 * outline + 1, 2 * outline + 1), np.uint8)
-    levels = np.where(
-        known, labels.astype(np.float32), -1.0
-    )  # a type that OpenCV's morphology takes
-    border = cv2.dilate(levels, kernel) != cv2.erode(levels, kernel)
-    weight = np.where(known, np.where(border, 1.0, OPACITY), 0.0).astype(np.float32)[..., None]
-    return np.rint(image + weight * (colors - image.astype(np.float32))).astype(np.uint8)
+    height, width = size
+    result = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+    highest = np.where(result >= _SMOOTHED_CLASSES, 255, 0).astype(np.uint8)
+    sigma = max(min(0.45 * scale, 6.0), max(size) / 1400, 1.0)
+    margin = int(np.ceil(3 * sigma / scale)) + 1  # of the small map, so that no blur is cut off
+    for index in range(-1, min(count, _SMOOTHED_CLASSES)):
+        mask = (labels == index).astype(np.uint8)
+        x, y, w, h = cv2.boundingRect(mask)
+        if not w:
+            continue
+        x0, y0 = max(0, x - margin), max(0, y - margin)
+        x1, y1 = min(labels.shape[1], x + w + margin), min(labels.shape[0], y + h + margin)
+        left, top = round(x0 * width / labels.shape[1]), round(y0 * height / labels.shape[0])
+        right, bottom = round(x1 * width / labels.shape[1]), round(y1 * height / labels.shape[0])
+        part = 255 * mask[y0:y1, x0:x1]
+        if scale > 1:
+            part = cv2.resize(part, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+        part = cv2.GaussianBlur(part, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+        window = (slice(top, bottom), slice(left, right))
+        above = part > highest[window]
+        highest[window][above] = part[above]
+        result[window][above] = index
+    # Far from an edge the highest mask is 255, at one 128: a line of about 2 sigma.
+    doubt = 2 * (1 - np.arange(256) / 255)
+    opacity = 230 * np.clip((doubt - 0.3) / 0.3, 0, 1)
+    return result, np.asarray(cv2.LUT(highest, opacity.astype(np.uint8)))
+
+
+def _write_names(
+    picture: Image.Image,
+    labels: np.ndarray,
+    texts: Sequence[str],
+    colors: np.ndarray,
+    font_size: int,
+) -> None:
+    """Write each region's name where the widest free place for it is, large regions first."""
+    shrink = max(1, max(labels.shape) // _PLACING)
+    small = labels[shrink // 2 :: shrink, shrink // 2 :: shrink]
+    regions = []
+    for index in range(min(len(texts), _SMOOTHED_CLASSES)):
+        mask = (small == index).astype(np.uint8)
+        if np.count_nonzero(mask) < _SMALLEST_REGION * small.size:
+            break  # the others are smaller still
+        _, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+        for part in range(1, len(stats)):
+            x, y, w, h, area = (int(value) for value in stats[part])
+            if area >= _SMALLEST_REGION * small.size:
+                regions.append((area, index, x, y, parts[y : y + h, x : x + w] == part))
+    taken: list[tuple[float, float, float, float]] = []
+    for _, index, x, y, region in sorted(regions, key=lambda region: -region[0]):
+        aspect = text_width(texts[index], font_size) / font_size + 0.9  # of the box with margins
+        center_x, center_y, height = _widest_place(region, aspect / 1.5)
+        size = min(font_size, int(height * shrink / 1.5))
+        if size < max(SMALLEST_FONT - 2, font_size // 2):
+            continue
+        text = draw_text(texts[index], size, _text_color(colors[index]))
+        half_width, half_height = text.width / 2 + 0.4 * size, text.height / 2 + 0.05 * size
+        middle_x, middle_y = (x + center_x + 0.5) * shrink, (y + center_y + 0.5) * shrink
+        middle_x = float(np.clip(middle_x, half_width + 2, picture.width - half_width - 2))
+        middle_y = float(np.clip(middle_y, half_height + 2, picture.height - half_height - 2))
+        box = (
+            *(middle_x - half_width, middle_y - half_height),
+            *(middle_x + half_width, middle_y + half_height),
+        )
+        if any(
+            box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+            for other in taken
+        ):
+            continue
+        taken.append(box)
+        _draw_pill(picture, box, tuple(int(c) for c in colors[index]))
+        picture.paste(
+            text, (round(middle_x - text.width / 2), round(middle_y - text.height / 2)), text
+        )
+
+
+def _widest_place(region: np.ndarray, aspect: float) -> tuple[float, float, float]:
+    """Find the centre of the largest ellipse of that width / height inside a region.
+
+    Returns:
+        x, y of the centre and the height of a box, a little more than inscribed in the ellipse.
+    """
+    width = max(1, round(region.shape[1] / aspect))
+    squeezed = cv2.resize(
+        region.astype(np.uint8), (width, region.shape[0]), interpolation=cv2.INTER_AREA
+    )
+    distance = cv2.distanceTransform(np.pad(squeezed, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    # Of places with about as much room, the one nearest to the centre of the region.
+    rows, columns = np.mgrid[: distance.shape[0], : distance.shape[1]]
+    inside = squeezed > 0
+    if not inside.any():  # thinner than a pixel of the squeezed region
+        return 0.0, 0.0, 0.0
+    away = np.hypot(rows - rows[inside].mean(), columns - columns[inside].mean())
+    score = distance - 0.15 * distance.max() * away / max(1.0, float(away.max()))
+    y, x = divmod(int(score.argmax()), distance.shape[1])
+    return (x + 0.5) * region.shape[1] / width - 0.5, float(y), 1.7 * float(distance[y, x])
+
+
+def _draw_pill(
+    picture: Image.Image, box: tuple[float, float, float, float], color: tuple[int, ...]
+) -> None:
+    """Draw a rounded box of nearly solid colour, anti-aliased."""
+    left, top = int(box[0]), int(box[1])
+    width, height = int(box[2]) - left + 1, int(box[3]) - top + 1
+    mask = Image.new("L", (4 * width, 4 * height))
+    ImageDraw.Draw(mask).rounded_rectangle(
+        (0, 0, 4 * width - 1, 4 * height - 1), radius=1.4 * height, fill=235
+    )
+    mask = mask.resize((width, height), Image.Resampling.BOX)
+    picture.paste(color, (left, top), mask)
+
+
+def _mean_colors(
+    overlay: np.ndarray, labels: np.ndarray, colors: np.ndarray, opacity: float
+) -> np.ndarray:
+    """The mean colour of each class as it is seen, and last that of the unlabelled pixels.
+
+    Returns:
+        (T + 1, 3) uint8, RGB.
+    """
+    index = np.where(labels < 0, len(colors), labels).ravel()
+    count = np.bincount(index, minlength=len(colors) + 1)
+    sums = [np.bincount(index, overlay[..., c].ravel(), len(colors) + 1) for c in range(3)]
+    means = np.stack(sums, 1) / np.maximum(count, 1)[:, None]
+    unseen = opacity * colors + (1 - opacity) * 128.0  # too small for the sample
+    means[:-1][count[:-1] == 0] = unseen[count[:-1] == 0]
+    return means.astype(np.uint8)
 
 
 def _draw_legend(
-    present: Sequence[dict[str, Any]], count: int, height: int, font_size: int
+    texts: Sequence[str],
+    shares: np.ndarray,
+    colors: np.ndarray,
+    seen: np.ndarray,
+    height: int,
+    font_size: int,
 ) -> Image.Image:
-    """Draw swatch, name and share of each class, in as many columns as the height asks for."""
+    """Draw swatch, name and share of each class, in as many columns as the height asks for.
+
+    Args:
+        texts: the T names, largest area first.
+        shares: (T + 1,), first that of the unlabelled pixels.
+        colors: (T, 3) uint8, the ring of a swatch.
+        seen: (T + 1, 3) uint8, its filling, last that of the unlabelled pixels.
+        height: of the picture beside it, pixels.
+        font_size: pixels.
+    """
+    entries = [
+        (text, _percent(float(share)), tuple(int(c) for c in ring), tuple(int(c) for c in fill))
+        for text, share, ring, fill in zip(texts, shares[1:], colors, seen[:-1], strict=True)
+    ]
+    if shares[0]:
+        fill = tuple(int(c) for c in seen[-1])
+        entries.append((NONE_OF_THESE, _percent(float(shares[0])), FAINT, fill))
     while True:
-        line, margin = int(font_size * 1.7), font_size
-        rows = max(1, (height - 2 * margin) // line, min(8, len(present)))
-        if font_size <= SMALLEST_FONT or len(present) <= 2 * rows:
+        line, margin = int(font_size * 1.75), font_size
+        rows = max(1, (height - 2 * margin) // line, min(8, len(entries)))
+        if font_size <= SMALLEST_FONT or len(entries) <= 2 * rows:
             break
         font_size = max(SMALLEST_FONT, int(font_size * 0.85))  # rather than many columns
-    font = ImageFont.load_default(font_size)
-    entries = [(entry["id"], _short(entry["name"]), _percent(entry["share"])) for entry in present]
     height = max(height, 2 * margin + line * min(rows, len(entries)))
     columns = [entries[i : i + rows] for i in range(0, len(entries), rows)]
-    texts = [max(font.getlength(name) for _, name, _ in column) for column in columns]
-    share = font.getlength("00.0%")
-    widths = [int(2.6 * font_size + text + font_size + share) for text in texts]
+    share_width = text_width("00.0%", font_size)
+    widths = [
+        int(3.2 * font_size)
+        + share_width
+        + max(text_width(entry[0], font_size) for entry in column)
+        for column in columns
+    ]
     legend = Image.new("RGB", (sum(widths) + margin, height), GROUND)
     draw = ImageDraw.Draw(legend)
     left = margin
     for column, width in zip(columns, widths, strict=True):
         right = left + width - margin
-        for row, (index, name, percent) in enumerate(column):
+        for row, (text, percent, ring, fill) in enumerate(column):
             middle = margin + line * row + line // 2
             half = font_size // 2
-            swatch = (left, middle - half, left + 2 * half, middle + half)
-            color = tuple(int(c) for c in class_colors(count)[index])
-            draw.rounded_rectangle(swatch, radius=max(2, half // 3), fill=color)
-            draw.text((left + 1.6 * font_size, middle), name, fill=TEXT, font=font, anchor="lm")
-            draw.text((right, middle), percent, fill=TEXT, font=font, anchor="rm")
+            draw.rounded_rectangle(
+                (left, middle - half, left + 2 * half, middle + half),
+                radius=max(2, half // 2),
+                fill=fill,
+                outline=ring,
+                width=max(2, font_size // 8),
+            )
+            written = draw_text(text, font_size, FAINT if text == NONE_OF_THESE else TEXT)
+            legend.paste(
+                written, (left + int(1.6 * font_size), middle - written.height // 2), written
+            )
+            written = draw_text(percent, font_size, FAINT)
+            legend.paste(written, (right - written.width, middle - written.height // 2), written)
         left += width
     return legend
 
 
-def _short(name: str) -> str:
+def _side_by_side(parts: Sequence[Image.Image], gap: int) -> Image.Image:
+    if len(parts) == 1:
+        return parts[0]
+    width = sum(part.width for part in parts) + gap * (len(parts) - 1)
+    canvas = Image.new("RGB", (width, max(part.height for part in parts)), GROUND)
+    left = 0
+    for part in parts:
+        canvas.paste(part, (left, 0))
+        left += part.width + gap
+    return canvas
+
+
+def _text(name: str, index: int) -> str:
+    """What is written for a class: its name, or its number where no font has the characters."""
     name = " ".join(name.split())
+    if not name or not can_draw(name):
+        return f"#{index}"
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1].rstrip() + "…"
+
+
+def _text_color(color: np.ndarray) -> tuple[int, int, int]:
+    return (20, 20, 20) if is_light(color) else (255, 255, 255)
 
 
 def _percent(share: float) -> str:

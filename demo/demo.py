@@ -20,10 +20,11 @@ from tqdm import tqdm
 import cat_seg.plugin  # noqa: F401  (before any import of detectron2)
 
 # isort: split
-from cat_seg.drawing import draw_segmentation, save_label_map, save_picture
+from cat_seg.drawing import draw_segmentation, save_picture
 from cat_seg.errors import CATSegError
 from cat_seg.images import find_inputs, read_image
 from cat_seg.plugin.engine.predictor import DEFAULT_CONFIG, Predictor, load_config
+from cat_seg.segmentation import save_label_map
 from cat_seg.utils.memory import keep_freed_memory
 from cat_seg.vocabulary import Vocabulary
 

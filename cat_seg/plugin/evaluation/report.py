@@ -17,13 +17,14 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from cat_seg.drawing import blend
+from cat_seg.images import read_image
 from cat_seg.label_maps import read_label_map
+from cat_seg.palette import name_colors
 from cat_seg.plugin.evaluation.metrics import MIOU_DEFINITIONS
 from cat_seg.plugin.evaluation.report_style import STYLE
 from cat_seg.plugin.evaluation.summary import Outcome
 from cat_seg.utils.files import atomic_write
-from cat_seg.images import read_image
-from cat_seg.drawing import blend, class_colors
 
 logger = logging.getLogger(__name__)
 
@@ -204,12 +205,13 @@ def _image(name: str, outcome: Outcome) -> str:
         return f"<figure><figcaption>{caption}</figcaption>not readable any more</figure>"
     photo, truth, predicted = _shrunk(photo, truth, predicted)
     names = outcome.result.class_names
+    colors = name_colors(names)
     strip = "".join(
         f'<div><img alt="{what}" src="{_data_uri(picture)}"><span>{what}</span></div>'
         for what, picture in (
             ("image", photo),
-            ("truth", blend(photo, truth, len(names))),
-            ("prediction", blend(photo, predicted, len(names))),
+            ("truth", blend(photo, truth, colors)),
+            ("prediction", blend(photo, predicted, colors)),
         )
     )
     counts = np.bincount(
@@ -217,7 +219,7 @@ def _image(name: str, outcome: Outcome) -> str:
     )
     shown = [int(k) for k in np.argsort(-counts, kind="stable")[:SHOWN_NAMES] if counts[k]]
     legend = "".join(
-        f'<span><i style="background:rgb{tuple(class_colors(len(names))[k].tolist())}"></i>'
+        f'<span><i style="background:rgb{tuple(colors[k].tolist())}"></i>'
         f"{escape(names[k])}</span>"
         for k in shown
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from cat_seg.class_lists import palette
+from cat_seg.palette import name_colors
 from cat_seg.plugin.data.datasets.builtin import SPLITS
 from cat_seg.plugin.data.datasets.pairs import (
     IMAGE_SUFFIXES,
@@ -97,7 +97,7 @@ def register_folder(
     DatasetCatalog.register(name, cache(load))
     MetadataCatalog.get(name).set(
         stuff_classes=[class_name.strip() for class_name in names],
-        stuff_colors=palette(len(names)),
+        stuff_colors=[tuple(color) for color in name_colors(names).tolist()],
         vocabulary=names,
         ignore_label=ignore_label,
         evaluator_type="sem_seg",

@@ -7,14 +7,13 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from cat_seg.plugin.data.datasets.builtin import SPLITS, load_split
 from cat_seg.class_lists import (
     class_names,
     label_ids,
-    palette,
     published_results,
     read_names,
 )
+from cat_seg.plugin.data.datasets.builtin import SPLITS, load_split
 
 # name -> (classes predicted, classes scored, ignored label), of the published protocol
 PROTOCOL = {
@@ -64,11 +63,6 @@ def test_published_results_name_registered_splits():
             "coco_2017_train_stuff_all_sem_seg",
             "coco_2017_test_stuff_all_sem_seg",
         }
-
-
-def test_palette_is_that_of_pascal_voc():
-    assert palette(4) == [(128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128)]
-    assert len(set(palette(847))) == 847
 
 
 def test_records(tmp_path):
