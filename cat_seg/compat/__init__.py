@@ -38,6 +38,7 @@ def ensure_detectron2() -> None:
     spec = importlib.util.find_spec("detectron2")
     if spec is None:
         sys.meta_path.append(StandInFinder())
+        _hand_down()
         # Spawned processes would repeat what the first one has said.
         is_first = multiprocessing.current_process().name == "MainProcess"
         level = logging.WARNING if is_first else logging.DEBUG
@@ -109,6 +110,25 @@ def _lacks(name: str) -> str:
     )
 
 
-def call(function: Callable[..., Any], *args: Any) -> Any:
-    """Call `function`. A process that unpickles this imports cat_seg before `function`'s module."""
-    return function(*args)
+class _Inheritance:
+    """What a process hands down to the ones that it starts: they find the stand-in too.
+
+    `multiprocessing` pickles its settings before target and arguments, so that a spawned process,
+    which need not have imported cat_seg, calls `ensure_detectron2` before it meets anything of
+    detectron2.
+    """
+
+    def __reduce__(self) -> tuple[Callable[[], _Inheritance], tuple[()]]:
+        return _inherit, ()
+
+
+def _inherit() -> _Inheritance:
+    ensure_detectron2()
+    return _Inheritance()
+
+
+def _hand_down() -> None:
+    # No public way leads to every start method; without these settings a process finds the
+    # stand-in when it imports cat_seg.plugin.
+    settings = vars(multiprocessing.current_process()).get("_config", {})
+    settings["cat_seg.compat"] = _Inheritance()

@@ -50,6 +50,34 @@ def test_metadata_keeps_its_first_value(d2):
         catalog.remove("compat_meta")
 
 
+def test_dataset_packages_register_themselves(d2, tmp_path):
+    """As those of MESS do: at import, colours as an array, endings that are more than a suffix."""
+    for name in ("images/a_rgb.png", "labels/a_gt.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    images, labels = str(tmp_path / "images"), str(tmp_path / "labels")
+    data, load_sem_seg = d2("data"), d2("data.datasets").load_sem_seg
+    colors = d2("utils.colormap").colormap(rgb=True)
+    data.DatasetCatalog.register(
+        "compat_mess", lambda x=images, y=labels: load_sem_seg(y, x, "_gt.png", "_rgb.png")
+    )
+    data.MetadataCatalog.get("compat_mess").set(
+        image_root=images, evaluator_type="sem_seg", stuff_classes=("a",), stuff_colors=colors
+    )
+    try:
+        (sample,) = data.get_detection_dataset_dicts("compat_mess")
+        assert sample == {
+            "file_name": f"{images}/a_rgb.png",
+            "sem_seg_file_name": f"{labels}/a_gt.png",
+        }
+        assert data.MetadataCatalog.get("compat_mess").stuff_colors is colors
+        assert colors.shape[1] == 3 and len(np.unique(colors, axis=0)) > 60
+        assert 0 <= colors.min() and 200 < colors.max() <= 255
+    finally:
+        data.DatasetCatalog.remove("compat_mess")
+        data.MetadataCatalog.remove("compat_mess")
+
+
 def test_load_sem_seg_pairs_by_name(d2, tmp_path):
     for folder, names in {"images": "cab", "labels": "bc"}.items():
         (tmp_path / folder).mkdir()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import pickle
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
 
-from detectron2.utils.comm import get_rank
+import pytest
 
 import cat_seg.compat
 
@@ -19,6 +18,7 @@ spec = importlib.util.spec_from_file_location("compat", {cat_seg.compat.__file__
 sys.modules["compat"] = compat = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compat)
 """
+PROJECT = Path(cat_seg.compat.__file__).parents[2]
 REAL = '__version__ = "0.6"\n'
 
 
@@ -147,8 +147,47 @@ def test_what_python_itself_asks_of_modules_stays_an_attribute_error(tmp_path):
     assert result.stdout == "False False\n", result.stderr
 
 
-def test_a_process_that_unpickles_call_imports_cat_seg_first():
-    """Spawned processes know no detectron2 until cat_seg is imported."""
-    pickled = pickle.dumps(functools.partial(cat_seg.compat.call, get_rank))
-    assert 0 < pickled.index(b"cat_seg.compat") < pickled.index(b"detectron2")
-    assert pickle.loads(pickled)() == 0
+def test_the_library_alone_changes_nothing(tmp_path):
+    result = run(
+        f"sys.path.insert(0, {str(PROJECT)!r}); finders = list(sys.meta_path)\n"
+        "import cat_seg\n"
+        "print(importlib.util.find_spec('detectron2'), sys.meta_path == finders)",
+        tmp_path,
+    )
+    assert (result.stdout, result.stderr) == ("None True\n", "")
+
+
+CHILDREN = f"""
+import sys
+sys.path.insert(0, {str(PROJECT)!r})
+import multiprocessing
+
+def child(shape, method, depth):
+    import detectron2
+    print(depth, detectron2.__version__, shape.channels, flush=True)
+    if depth:
+        start(shape, method, depth - 1)
+
+def start(*args):
+    process = multiprocessing.get_context(args[1]).Process(target=child, args=args)
+    process.start()
+    process.join(60)
+
+def main():
+    from cat_seg.compat import ensure_detectron2
+    ensure_detectron2()
+    from detectron2.layers import ShapeSpec
+    start(ShapeSpec(channels=3), sys.argv[1], 1)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_started_processes_find_it_though_only_main_imports_cat_seg(tmp_path, method):
+    (tmp_path / "script.py").write_text(CHILDREN)
+    command = [sys.executable, "-I", "-S", str(tmp_path / "script.py"), method]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.stdout == "1 0.6+cat_seg 3\n0 0.6+cat_seg 3\n", result.stderr
+    assert result.stderr.count("detectron2 is not installed") == 1  # not by the children

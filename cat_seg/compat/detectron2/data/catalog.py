@@ -54,11 +54,12 @@ class Metadata(SimpleNamespace):
         )
 
     def __setattr__(self, key: str, value: Any) -> None:
-        old = vars(self).get(key, value)
-        assert old == value, (
-            f"Attribute '{key}' in the metadata of '{self.name}' cannot be set to a different "
-            f"value!\n{old} != {value}"
-        )
+        if key in vars(self):
+            old = vars(self)[key]
+            assert old == value, (
+                f"Attribute '{key}' in the metadata of '{self.name}' cannot be set to a different "
+                f"value!\n{old} != {value}"
+            )
         super().__setattr__(key, value)
 
     def as_dict(self) -> dict[str, Any]:

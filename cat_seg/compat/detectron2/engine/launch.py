@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import socket
 from collections.abc import Callable
@@ -12,8 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-
-from cat_seg import compat
 
 from ..utils import comm
 
@@ -52,7 +49,7 @@ def launch(
             probe.bind(("", 0))
             dist_url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
     mp.start_processes(
-        functools.partial(compat.call, _join),
+        _join,
         nprocs=num_gpus_per_machine,
         args=(main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout),
     )
