@@ -1,7 +1,8 @@
-"""Trains or evaluates a model of CAT-Seg; `--help` tells the options.
+"""Train a model of CAT-Seg, or evaluate it.
 
-    python train_net.py --config-file configs/vitl_coco.yaml --num-gpus 4
-    python train_net.py --config-file configs/vitl_ade150.yaml --eval-only MODEL.WEIGHTS path
+    python train_net.py --config-file configs/vitl.yaml --num-gpus 4
+    python train_net.py --config-file configs/vitl.yaml --benchmark ade150 --eval-only \\
+        MODEL.WEIGHTS path
 
 Processes may also be started by `torchrun` or by SLURM's `srun`.
 """
@@ -20,6 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from cat_seg.plugin.checkpointer import CATSegCheckpointer
+from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, benchmark_splits
 from cat_seg.plugin.engine import Trainer, check_inputs, launch, load_config
 from cat_seg.resources import project_file
 from cat_seg.utils.memory import keep_freed_memory
@@ -44,11 +46,26 @@ def main(args: argparse.Namespace) -> None:
         verify_results(cfg, results)
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Add our options to detectron2's."""
+    parser = default_argument_parser(__doc__)
+    parser.add_argument(
+        "--benchmark",
+        default="",
+        metavar="NAME",
+        help=f"evaluate on these, separated by commas, instead of DATASETS.TEST: "
+        f"{', '.join(BENCHMARKS)}",
+    )
+    return parser
+
+
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
+    args = build_parser().parse_args()
     try:
         if not args.config_file:
-            raise ValueError("--config-file is missing, such as configs/vitl_ade150.yaml.")
+            raise ValueError("--config-file is missing, such as configs/vitl.yaml.")
+        if args.benchmark:
+            args.opts += ["DATASETS.TEST", str(benchmark_splits(args.benchmark))]
         args.config_file = str(project_file(args.config_file))
         cfg = load_config(args.config_file, args.opts)
         check_inputs(cfg, train=not args.eval_only, resume=args.resume)

@@ -1,14 +1,20 @@
-"""Says what is there of each split, whether it is in order, and what to do next."""
+"""Say what is there of each split, whether it is in order, and what to do next."""
 
 import argparse
 import sys
 from functools import partial
 from pathlib import Path
 
-from preparation import SPLITS, dataset_root, map_files
+from preparation import SPLITS, dataset_root
+from tqdm.contrib.concurrent import thread_map
 
 from cat_seg.plugin.data.datasets.builtin import Split
-from cat_seg.plugin.data.datasets.pairs import IMAGE_SUFFIXES, files_by_stem, find_pairs, pair_problem
+from cat_seg.plugin.data.datasets.pairs import (
+    IMAGE_SUFFIXES,
+    files_by_stem,
+    find_pairs,
+    pair_problem,
+)
 
 _SHOWN = 10  # problems listed for a split
 
@@ -16,7 +22,7 @@ _SHOWN = 10  # problems listed for a split
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Data sets are looked for below $DETECTRON2_DATASETS, else ./datasets. Exit code 1 "
+        epilog="Datasets are looked for below $DETECTRON2_DATASETS, else ./datasets. Exit code 1 "
         "if something is wrong or incomplete; a split of which nothing is there counts only if "
         "it is named.",
     )
@@ -32,7 +38,7 @@ def main() -> int:
         parser.error(f"unknown: {', '.join(unknown)}; expected of {', '.join(sorted(known))}")
     root = dataset_root()
     there = "" if root.is_dir() else ", but there is no such folder; is DETECTRON2_DATASETS right?"
-    print(f"Data sets below {root.absolute()}{there}")
+    print(f"Datasets below {root.absolute()}{there}")
     results = [
         check(split, root, named=bool(names))
         for split in SPLITS
@@ -42,7 +48,7 @@ def main() -> int:
 
 
 def check(split: Split, root: Path, *, named: bool) -> bool:
-    """Prints the state of a split; returns whether it is as it should be."""
+    """Print the state of a split; returns whether it is as it should be."""
     images, labels = root / split.images, root / split.labels
     print(f"\n{split.name} ({split.title})")
     if not images.is_dir() and not labels.is_dir():
@@ -63,7 +69,8 @@ def check(split: Split, root: Path, *, named: bool) -> bool:
     )
     missing = [pair for pair in pairs if not pair.image.exists()]
     problems = [f"{pair.label}: no image {pair.image}" for pair in missing]
-    problems += [text for text in map_files(validate, with_image, split.title) if text]
+    found = thread_map(validate, with_image, desc=split.title, unit="file", disable=None)
+    problems += [text for text in found if text]
     for text in problems[:_SHOWN]:
         print(f"  WRONG: {text}")
     if len(problems) > _SHOWN:

@@ -1,6 +1,6 @@
 """What the preparation scripts share: one file after another, each written whole or not at all.
 
-A script turns a data set into a list of `Work`, one for each label map. What is there already is
+A script turns a dataset into a list of `Work`, one for each label map. What is there already is
 kept, so a second run does only what is missing; an error is noted under the file's name, and the
 rest goes on.
 """
@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tqdm.contrib.concurrent import thread_map
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone need not be installed
 
-from cat_seg.plugin.data.datasets.builtin import SPLITS, dataset_root
 from cat_seg.label_maps import read_label_map, write_label_map
-from cat_seg.utils.parallel import map_files
+from cat_seg.plugin.data.datasets.builtin import SPLITS, dataset_root
 
 _SHOWN = 10  # names listed for one reason
 _PART = re.compile(r"\..+\.[0-9a-f]{8}\.\w+")  # what `atomic_write` leaves when it is killed
@@ -68,7 +68,7 @@ class Summary:
 
 
 class LabelTable:
-    """Maps the labels of a data set's own files to training labels.
+    """Map the labels of a dataset's own files to training labels.
 
     Args:
         table: Training label of each label.
@@ -94,7 +94,7 @@ class LabelTable:
 
 
 def run(title: str, work: Iterable[Work]) -> Summary:
-    """Does what is not done yet, in parallel."""
+    """Do what is not done yet, in parallel."""
     summary, todo = Summary(title), []
     for item in work:
         if all(output.exists() for output in item.outputs):
@@ -106,7 +106,8 @@ def run(title: str, work: Iterable[Work]) -> Summary:
             if _PART.fullmatch(path.name):
                 path.unlink()
 
-    for item, (reasons, reason) in zip(todo, map_files(_attempt, todo, title), strict=True):
+    done = thread_map(_attempt, todo, desc=title, unit="file", disable=None)
+    for item, (reasons, reason) in zip(todo, done, strict=True):
         summary.written += reasons == "remarks"
         if reason:
             getattr(summary, reasons)[reason].append(item.name)
@@ -114,7 +115,7 @@ def run(title: str, work: Iterable[Work]) -> Summary:
 
 
 def _attempt(item: Work) -> tuple[str, str | None]:
-    """Does one piece of work; returns a field of `Summary`, and the reason to note there."""
+    """Do one piece of work; returns a field of `Summary`, and the reason to note there."""
     try:
         return "remarks", item.make()
     except Skip as reason:
@@ -126,7 +127,7 @@ def _attempt(item: Work) -> tuple[str, str | None]:
 
 
 def convert_folder(title: str, source: Path, output: Path, table: LabelTable) -> Summary:
-    """Maps every PNG of `source` to one of the same name in `output`."""
+    """Map every PNG of `source` to one of the same name in `output`."""
     needed(source)
     paths = sorted(source.iterdir())
     masks = [p for p in paths if p.suffix.lower() == ".png" and not p.name.startswith(".")]
@@ -151,7 +152,7 @@ def mask_work(source: Path, output: Path, table: LabelTable, *, drop_empty: bool
 
 
 def needed(path: Path) -> Path:
-    """Returns the path of a source.
+    """Return the path of a source.
 
     Raises:
         ValueError: if it is not there.
@@ -162,7 +163,7 @@ def needed(path: Path) -> Path:
 
 
 def read_list(path: Path) -> list[str]:
-    """Reads a list of ids, one a line, whatever the line ends.
+    """Read a list of ids, one a line, whatever the line ends.
 
     Raises:
         ValueError: if it is missing or empty.
@@ -174,16 +175,16 @@ def read_list(path: Path) -> list[str]:
 
 
 def split_folders(root: Path, name: str) -> tuple[Path, Path]:
-    """Returns the folders of images and of prepared label maps of a registered split."""
+    """Return the folders of images and of prepared label maps of a registered split."""
     split = next(split for split in SPLITS if split.name == name)
     return root / split.images, root / split.labels
 
 
 def main(prepare: Callable[[Path], list[Summary]], description: str | None) -> int:
-    """Runs a script; returns its exit code."""
+    """Run a script; returns its exit code."""
     parser = argparse.ArgumentParser(
         description=description,
-        epilog="Data sets are looked for below $DETECTRON2_DATASETS, else ./datasets.",
+        epilog="Datasets are looked for below $DETECTRON2_DATASETS, else ./datasets.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args()
@@ -191,7 +192,7 @@ def main(prepare: Callable[[Path], list[Summary]], description: str | None) -> i
 
 
 def run_all(preparations: Mapping[str, Callable[[Path], list[Summary]]]) -> int:
-    """Runs preparations by name, printing what each did; 1 if anything was wrong, else 0."""
+    """Run preparations by name, printing what each did; 1 if anything was wrong, else 0."""
     code = 0
     for name, prepare in preparations.items():
         try:

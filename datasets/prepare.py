@@ -1,4 +1,4 @@
-"""Prepares data sets by name: python datasets/prepare.py NAME... | all"""
+"""Prepares datasets by name: python datasets/prepare.py NAME... | all"""
 
 import argparse
 import importlib

@@ -14,8 +14,8 @@ from preparation import LabelTable, Summary, Work, main, needed, run, split_fold
 
 from cat_seg.class_lists import label_ids
 from cat_seg.label_maps import write_label_map
-from cat_seg.utils.files import atomic_write
 from cat_seg.trust.weights import read_file
+from cat_seg.utils.files import atomic_write
 
 SHORT_SIDE = 512  # pixels
 TABLE = LabelTable({id_: label for label, id_ in enumerate(label_ids("ade847"))}, other=65535)
@@ -33,7 +33,7 @@ def prepare(root: Path) -> list[Summary]:
 
 
 def read_index(path: Path) -> list[tuple[str, str]]:
-    """Reads folder and file name of the validation images, executing nothing in the pickle.
+    """Read folder and file name of the validation images, executing nothing in the pickle.
 
     Raises:
         ValueError: if it is no such index.
@@ -51,7 +51,7 @@ def read_index(path: Path) -> list[tuple[str, str]]:
 
 
 def convert(source: Path, image_file: Path, label_file: Path) -> None:
-    """Writes one image and its label map."""
+    """Write one image and its label map."""
     with Image.open(source) as opened:
         pixels = np.asarray(opened)
     with Image.open(source.with_name(f"{source.stem}_seg.png")) as opened:

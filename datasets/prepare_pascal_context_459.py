@@ -32,7 +32,7 @@ def _work(mat: Path, output: Path) -> Work:
 
 
 def read_mat(path: Path) -> np.ndarray:
-    """Reads the label map (H, W) of a .mat file, int64; floats are taken if they are whole.
+    """Read the label map (H, W) of a .mat file, int64; floats are taken if they are whole.
 
     Raises:
         ValueError: if there is no such map.

@@ -35,7 +35,7 @@ from cat_seg.plugin.engine import launch, load_config
 from cat_seg.plugin.evaluation import SegmentationEvaluator, build_evaluator
 from cat_seg.plugin.evaluation.protocol import deviations, published_model
 from cat_seg.plugin.evaluation.report import write_report
-from cat_seg.plugin.evaluation.summary import Outcome, save_summary, summary_table
+from cat_seg.plugin.evaluation.summary import BenchmarkResult, save_summary, summary_table
 from cat_seg.resources import project_file
 from cat_seg.utils.memory import keep_freed_memory
 
@@ -132,7 +132,7 @@ def run_identity(cfg: CfgNode) -> str:
     return digest.hexdigest()
 
 
-def evaluate(cfg: CfgNode, model: CATSeg, name: str, identity: str, limit: int = 0) -> Outcome:
+def evaluate(cfg: CfgNode, model: CATSeg, name: str, identity: str, limit: int = 0) -> BenchmarkResult:
     """Evaluate on one data set, going on where the same run was interrupted.
 
     Returns:
@@ -148,7 +148,7 @@ def evaluate(cfg: CfgNode, model: CATSeg, name: str, identity: str, limit: int =
     logger.info("%s: %d images to do", name, len(todo))
     run(cfg, model, evaluator, todo)
     published = published_model(cfg)
-    return Outcome(
+    return BenchmarkResult(
         title=metadata.get("title", name),
         result=evaluator.result,
         published=published["mIoU"].get(name) if published else None,
@@ -176,7 +176,7 @@ def run(
     inference_on_dataset(model, loader, evaluator)
 
 
-def report(cfg: CfgNode, outcomes: list[Outcome], failures: list[str], limit: int) -> None:
+def report(cfg: CfgNode, outcomes: list[BenchmarkResult], failures: list[str], limit: int) -> None:
     """Log the table, and write results.json, per_class.csv and report.html to OUTPUT_DIR.
 
     Raises:

@@ -61,7 +61,7 @@ class Layout:
 
 
 def draw_batch(rng: np.random.Generator, layout: Layout, count: int) -> tuple[Tensor, Tensor]:
-    """Draws canvases of captioned scenes.
+    """Draw canvases of captioned scenes.
 
     Returns:
         images (B, 3, H, W) float32 0..255 RGB, and (N, len(NAMES)) bool: what each scene shows,
@@ -86,7 +86,7 @@ def draw_batch(rng: np.random.Generator, layout: Layout, count: int) -> tuple[Te
 
 
 def dense_tokens(visual: VisionTransformer, images: Tensor, offset: tuple[int, int]) -> Tensor:
-    """Embeds every patch of canvases up to the encoder's own size, without resizing positions.
+    """Embed every patch of canvases up to the encoder's own size, without resizing positions.
 
     The same as `cat_seg.modeling.clip.vision.encode_dense` for an image of the encoder's own size;
     smaller canvases take a part of the position grid instead of squeezing all of it.
@@ -173,7 +173,7 @@ def groups_loss(scores: Tensor, truth: Tensor, sizes: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def mimetic_init(visual: VisionTransformer) -> None:
-    """Starts attention where trained encoders have it, after https://arxiv.org/abs/2305.09828.
+    """Start attention where trained encoders have it, after https://arxiv.org/abs/2305.09828.
 
     Tokens then attend to like ones, by content and by position, and values are subtracted: a small
     encoder sees edges and layouts several times sooner than from random weights.

@@ -1,4 +1,4 @@
-"""Writes the synthetic world as a data set: images, label maps, names and captions.
+"""Write the synthetic world as a dataset: python -m cat_seg.synthetic.dataset --output DIR.
 
     DIR/names_seen.json           classes of segmentation training; a label is an index into it
     DIR/names.json                all classes: those of names_seen.json, then the held-out ones
@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 from pathlib import Path
@@ -35,7 +36,7 @@ SIZE = 128
 
 
 def split_scene(split: str, index: int, *, seed: int, size: int = SIZE) -> Scene:
-    """Draws scene `index` of a split; it depends on nothing but these arguments."""
+    """Draw scene `index` of a split; it depends on nothing but these arguments."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     held_out_share = 0.5 if split == "val" else 0.0
     objects = [
@@ -47,7 +48,7 @@ def split_scene(split: str, index: int, *, seed: int, size: int = SIZE) -> Scene
 
 
 def write_dataset(folder: Path, *, train: int, val: int, seed: int = 0) -> None:
-    """Writes `train` and `val` scenes below `folder`.
+    """Write `train` and `val` scenes below `folder`.
 
     Raises:
         ValueError: if a picture cannot be written.
@@ -72,3 +73,19 @@ def write_dataset(folder: Path, *, train: int, val: int, seed: int = 0) -> None:
 def _write_png(path: Path, picture: np.ndarray) -> None:
     if not cv2.imwrite(str(path), picture):
         raise ValueError(f"{path}: the picture could not be written; is the disk full?")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--train", type=int, default=3000, help="scenes to train on")
+    parser.add_argument("--val", type=int, default=300, help="scenes to evaluate on")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    write_dataset(options.output, train=options.train, val=options.val, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Rebuilds the model that ships, from nothing: python -m cat_seg.synthetic.rebuild.
+"""Rebuild the model that ships, from nothing: python -m cat_seg.synthetic.rebuild.
 
 Run in a clone. Draws the data (datasets/synthetic), trains the small CLIP (output/synthetic_clip)
 and CATSeg on the seen classes (output/synthetic), writes its weights in half precision to
@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
+from cat_seg.cli import convert as convert_checkpoint
 from cat_seg.plugin.checkpointer import CATSegCheckpointer
 from cat_seg.plugin.engine import Trainer, load_config
-from cat_seg.synthetic.names import BACKGROUNDS, HELD_OUT_OBJECTS, SEEN_NAMES, SEEN_OBJECTS
 from cat_seg.resources import project_file
-from cat_seg.cli import convert as convert_checkpoint
-from cat_seg.synthetic import draw, train_clip
+from cat_seg.synthetic import dataset, train_clip
+from cat_seg.synthetic.names import BACKGROUNDS, HELD_OUT_OBJECTS, SEEN_NAMES, SEEN_OBJECTS
 from cat_seg.utils.memory import keep_freed_memory
 
 DATA = Path("datasets/synthetic")
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     weights = options.evaluate
     if not weights:
         weights = str(MODEL / "model.safetensors")
-        draw.main(["--output", str(DATA)])
+        dataset.main(["--output", str(DATA)])
         train_clip.main(["--output", str(CLIP)])
         train_net = [sys.executable, str(project_file("train_net.py")), "--config-file", CONFIG]
         changes = ["MODEL.WEIGHTS", "", "OUTPUT_DIR", str(MODEL), *options.opts]

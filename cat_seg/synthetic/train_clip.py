@@ -1,4 +1,6 @@
-"""Trains the small CLIP of the synthetic world: python -m cat_seg.synthetic.train_clip --output DIR.
+"""Train the small CLIP of the synthetic world.
+
+    python -m cat_seg.synthetic.train_clip --output DIR
 
 Writes DIR/model.safetensors (open_clip's own names, half precision) for the model configuration
 `cat_seg/synthetic/clip.json`, and logs what the model knows: words of single objects, and the mIoU
@@ -25,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cat_seg.modeling.clip.text import encode_text, tokenize
 from cat_seg.modeling.prompt_templates import get_templates
+from cat_seg.resources import project_file
 from cat_seg.synthetic.contrastive import (
     Layout,
     caption_scores,
@@ -43,7 +46,6 @@ from cat_seg.synthetic.names import (
     phrases,
 )
 from cat_seg.synthetic.world import draw_scene
-from cat_seg.resources import project_file
 
 logger = logging.getLogger(__name__)
 
@@ -279,7 +281,7 @@ def evaluate(clip: CLIP, *, scenes: int, seed: int = 10_000) -> dict[str, float]
 
 
 def save(clip: CLIP, folder: Path) -> None:
-    """Writes model.safetensors, in half precision."""
+    """Write model.safetensors, in half precision."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.half().contiguous() for name, value in clip.state_dict().items()}
     save_file(state, folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Draws scenes of the synthetic world: textured backgrounds with objects on them.
+"""Draw scenes of the synthetic world: textured backgrounds with objects on them.
 
 Shape letters: H and W pixels. Everything random comes from the generator that is handed in, so a
 seed gives the same scene on every run.
@@ -50,7 +50,7 @@ def draw_scene(
     radius: tuple[float, float] = (13.0, 34.0),
     inside: float = 0.6,
 ) -> Scene:
-    """Draws one scene.
+    """Draw one scene.
 
     Args:
         rng: the only source of randomness.

@@ -38,14 +38,14 @@ import cat_seg.plugin  # noqa: F401  (before any import of detectron2)
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from cat_seg.plugin.meta_arch import CATSeg
-from cat_seg.plugin.engine import load_config
 from cat_seg.modeling.clip import encode_text, tokenize
+from cat_seg.plugin.engine import load_config
 from cat_seg.plugin.head import vocabulary_of
-from cat_seg.vocabulary import parse_vocabulary
+from cat_seg.plugin.meta_arch import CATSeg
 from cat_seg.resources import project_file
 from cat_seg.utils import memory
 from cat_seg.utils.files import atomic_write
+from cat_seg.vocabulary import parse_vocabulary
 
 STAGES = ("encoders", "spatial", "class", "decoder", "merging")
 # How far results may be apart.

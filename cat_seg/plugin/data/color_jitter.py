@@ -16,7 +16,7 @@ HUE = 18  # shifted either way at most, of OpenCV's 180
 
 
 class SSDColorJitter(T.Augmentation):
-    """Draws brightness, contrast, saturation and hue, each with probability one half.
+    """Draw brightness, contrast, saturation and hue, each with probability one half.
 
     Brightness comes first; contrast comes before or after saturation and hue.
     """

@@ -33,20 +33,20 @@ _RUN_FILE = "run.txt"  # what tells the run that wrote the label maps from other
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_folder: str | Path | None = None, **options: Any
 ) -> SegmentationEvaluator:
-    """Makes the evaluator that the data set's metadata asks for ("evaluator_type").
+    """Make the evaluator that the dataset's metadata asks for ("evaluator_type").
 
     Args:
-        output_folder: Where results go; OUTPUT_DIR/inference/<data set> by default.
+        output_folder: Where results go; OUTPUT_DIR/inference/<dataset> by default.
         options: Passed on to `SegmentationEvaluator`.
 
     Raises:
-        ValueError: if the data set is not registered, or its files are missing.
+        ValueError: if the dataset is not registered, or its files are missing.
     """
     kinds = {"sem_seg": SegmentationEvaluator, "sem_seg_background": BackgroundEvaluator}
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in kinds:
         raise ValueError(
-            f"Data set {dataset_name!r} has evaluator_type {kind!r}; expected one of "
+            f"Dataset {dataset_name!r} has evaluator_type {kind!r}; expected one of "
             f"{', '.join(kinds)}. Is its name right, and is it in DATASETS.FOLDERS if it is yours?"
         )
     folder = output_folder or Path(cfg.OUTPUT_DIR, "inference", dataset_name)
@@ -54,7 +54,7 @@ def build_evaluator(
 
 
 class SegmentationEvaluator(SemSegEvaluator):
-    """Scores label maps against the ground truth of a registered data set.
+    """Score label maps against the ground truth of a registered dataset.
 
     Outputs are {"sem_seg": (T, H, W) scores of the vocabulary's classes} or, where those would be
     too large, {"labels": (H, W) integers}. Inputs carry "file_name", and "error" if the image
@@ -76,7 +76,7 @@ class SegmentationEvaluator(SemSegEvaluator):
         Args:
             output_dir: Folder for results.json, per_class.csv, confusion_matrix.npz,
                 sem_seg_predictions.json (COCO's format, RLE) and labels/*.png; None for none.
-            limit: Take the data set's first so many images alone, for a quick look; 0 for all.
+            limit: Take the dataset's first so many images alone, for a quick look; 0 for all.
         """
         super().__init__(dataset_name, distributed, str(output_dir) if output_dir else None)
         metadata = MetadataCatalog.get(dataset_name)
@@ -97,19 +97,19 @@ class SegmentationEvaluator(SemSegEvaluator):
         return self._result
 
     def prediction_file(self, file_name: str) -> Path:
-        """Returns where the predicted label map of an image is written."""
+        """Return where the predicted label map of an image is written."""
         assert self._folder, "an evaluator without output_dir writes no label maps"
         return self._folder / "labels" / f"{Path(file_name).stem}.png"
 
     def resume(self, run: str) -> list[dict[str, Any]]:
-        """Goes on where the same run was interrupted, if it was.
+        """Continue where the same run was interrupted, if it was.
 
         Args:
             run: Tells this run from all others: the model's weights, its settings. The label maps
                 of another run are removed.
 
         Returns:
-            The data set's images that are still to be segmented, in detectron2's format.
+            The dataset's images that are still to be segmented, in detectron2's format.
         """
         assert self._folder, "an evaluator without output_dir keeps no label maps"
         mark = self._folder / _RUN_FILE
@@ -155,7 +155,7 @@ class SegmentationEvaluator(SemSegEvaluator):
                     write_label_map(self.prediction_file(image["file_name"]), labels.astype(depth))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Returns {"sem_seg": scores in percent} in the main process, None in the others.
+        """Return {"sem_seg": scores in percent} in the main process, None in the others.
 
         Raises:
             ValueError: if not one image could be evaluated.
@@ -175,10 +175,10 @@ class SegmentationEvaluator(SemSegEvaluator):
         return {"sem_seg": result.scores.as_percentages(self.class_names)}
 
     def predicted_labels(self, output: Mapping[str, Tensor]) -> np.ndarray:
-        """Returns the predicted classes of the data set, (H, W).
+        """Return the predicted classes of the dataset, (H, W).
 
         Raises:
-            ValueError: if the model has another number of classes than the data set.
+            ValueError: if the model has another number of classes than the dataset.
         """
         if "labels" in output:
             labels = output["labels"].cpu().numpy()
@@ -204,7 +204,7 @@ class SegmentationEvaluator(SemSegEvaluator):
         )
 
     def _count(self, file_name: str, predicted: np.ndarray) -> bool:
-        """Counts an image, or leaves it out and says False."""
+        """Count an image, or leave it out and return False."""
         classes = len(self.class_names)
         try:
             truth = read_label_map(self.input_file_to_gt_file[file_name]).astype(np.int64)

@@ -15,7 +15,7 @@ MIOU_DEFINITIONS = {
 
 
 def confusion_matrix(predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts the pixels of each (predicted, true) pair of classes.
+    """Count the pixels of each (predicted, true) pair of classes.
 
     Args:
         predicted: (H, W) integers in 0..K-1.
@@ -42,7 +42,7 @@ class SegmentationScores(NamedTuple):
 
     @classmethod
     def from_confusion(cls, confusion: np.ndarray) -> SegmentationScores:
-        """Computes the scores of a confusion matrix (K, K + 1), see `confusion_matrix`.
+        """Compute the scores of a confusion matrix (K, K + 1), see `confusion_matrix`.
 
         All are NaN when no pixel has ground truth.
         """
@@ -63,7 +63,7 @@ class SegmentationScores(NamedTuple):
             )
 
     def as_percentages(self, names: list[str]) -> dict[str, float]:
-        """Returns the scores times 100 under the keys of detectron2's SemSegEvaluator."""
+        """Return the scores times 100 under the keys of detectron2's SemSegEvaluator."""
         scores = {
             "mIoU": self.miou,
             "mIoU_2021": self.miou_2021,

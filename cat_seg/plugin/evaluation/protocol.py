@@ -6,8 +6,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from cat_seg.plugin.config import GENERATIONS, generation_settings
 from cat_seg.class_lists import published_results
+from cat_seg.plugin.config import GENERATIONS, generation_settings
 
 # Key -> value, of whatever decides what the model sees.
 PROTOCOL: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """An evaluation as one web page that needs nothing else: figures, confusions, pictures.
 
-K classes of a data set, H x W pixels of an image.
+K classes of a dataset, H x W pixels of an image.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import base64
 import io
 import logging
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from cat_seg.drawing import blend
@@ -22,8 +22,7 @@ from cat_seg.images import read_image
 from cat_seg.label_maps import read_label_map
 from cat_seg.palette import name_colors
 from cat_seg.plugin.evaluation.metrics import MIOU_DEFINITIONS
-from cat_seg.plugin.evaluation.report_style import STYLE
-from cat_seg.plugin.evaluation.summary import Outcome
+from cat_seg.plugin.evaluation.summary import BenchmarkResult
 from cat_seg.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -32,42 +31,52 @@ SHOWN_PAIRS = 20
 SHOWN_IMAGES = 4  # best, and as many worst
 SHOWN_NAMES = 8  # in the legend of an image
 PICTURE_SIDE = 400  # pixels
+AVERAGES = ("mIoU_2021", "fwIoU", "mACC", "pACC")  # columns beside mIoU
 
 
 def write_report(
-    path: Path, title: str, about: str, outcomes: Sequence[Outcome], warnings: Sequence[str]
+    path: Path,
+    title: str,
+    about: str,
+    benchmarks: Sequence[BenchmarkResult],
+    warnings: Sequence[str],
 ) -> None:
     """Write the page.
 
     Args:
-        path: file to write.
-        title: of the page.
-        about: what was evaluated, beneath the title.
-        outcomes: one of each data set.
-        warnings: what the reader must know about all of it.
+        path: File to write.
+        title: Title of the page.
+        about: What was evaluated, beneath the title.
+        benchmarks: One result of each dataset.
+        warnings: What the reader must know about all of it.
     """
-    definitions = "; ".join(f"{name} is over {text}" for name, text in MIOU_DEFINITIONS.items())
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f'<h1>{escape(title)}</h1><p class="faint"><code>{escape(about)}</code></p>'
-        f'{_notes(warnings)}<div class="card">{_overview(outcomes)}</div>'
-        f'<p class="faint">All figures in percent. {escape(definitions)}. The tick in a bar is '
-        "the published mIoU.</p>"
-        f"{''.join(map(_section, outcomes))}</main></body></html>\n"
+    environment = Environment(
+        loader=PackageLoader("cat_seg.plugin.evaluation", "."),
+        autoescape=True,  # names of classes and files may hold anything
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    page = environment.get_template("report.html.jinja").render(
+        title=title,
+        about=about,
+        warnings=warnings,
+        averages=AVERAGES,
+        definitions=MIOU_DEFINITIONS,
+        sections=[_section(benchmark) for benchmark in benchmarks],
     )
     with atomic_write(path) as part:
         part.write_text(page, encoding="utf-8")
 
 
 def most_confused(confusion: np.ndarray, names: Sequence[str], count: int) -> list[dict[str, Any]]:
-    """The pairs of classes that share the most wrong pixels.
+    """Find the pairs of classes that share the most wrong pixels.
 
     Args:
         confusion: (K, K + 1), rows predictions, columns truth, the last of them ignored.
-        names: of the K classes.
-        count: pairs at most.
+        names: Names of the K classes.
+        count: Number of pairs at most.
 
     Returns:
         [{"truth", "predicted", "pixels", "share"}], share of the true class's pixels.
@@ -88,149 +97,66 @@ def most_confused(confusion: np.ndarray, names: Sequence[str], count: int) -> li
     ]
 
 
-def _overview(outcomes: Sequence[Outcome]) -> str:
-    keys = ("mIoU_2021", "fwIoU", "mACC", "pACC")
-    rows = []
-    for outcome in outcomes:
-        result, figures = outcome.result, outcome.figures
-        remark = f' <span class="badge">{escape(result.remark)}</span>' if result.remark else ""
-        rows.append(
-            (
-                f'<a href="#{escape(result.dataset)}">{escape(outcome.title)}</a>{remark}',
-                f"{len(result.images):,}",
-                f"<b>{_figure(figures['mIoU'])}</b>",
-                _bullet(figures["mIoU"], outcome.published),
-                _figure(outcome.published),
-                _difference(outcome.difference),
-                *(_figure(figures[key]) for key in keys),
-            )
-        )
-    head = ("benchmark", "images", "mIoU", "", "published", "difference", *keys)
-    return _table(head, rows, wide=3)
-
-
-def _section(outcome: Outcome) -> str:
-    result, figures = outcome.result, outcome.figures
-    tiles = [(key, _figure(figures[key])) for key in MIOU_DEFINITIONS]
-    if outcome.published is not None:
-        tiles.append(("published mIoU", _figure(outcome.published)))
-    tiles += [(key, _figure(figures[key])) for key in ("fwIoU", "mACC", "pACC")]
-    tiles.append((f"of {result.expected:,} images", f"{len(result.images):,}"))
+def _section(benchmark: BenchmarkResult) -> dict[str, Any]:
+    """Gather what the template shows of one benchmark."""
+    result, figures = benchmark.result, benchmark.figures
+    tiles = [(_percent(figures[key]), key) for key in MIOU_DEFINITIONS]
+    if benchmark.published is not None:
+        tiles.append((_percent(benchmark.published), "published mIoU"))
+    tiles += [(_percent(figures[key]), key) for key in ("fwIoU", "mACC", "pACC")]
+    tiles.append((f"{len(result.images):,}", f"of {result.expected:,} images"))
     left_out = [f"{name} was left out: {why}" for name, why in sorted(result.left_out.items())]
+    # Classes with ground truth by falling IoU, then the others.
+    classes = sorted(result.classes(), key=lambda row: (row["IoU"] is None, -(row["IoU"] or 0.0)))
     by_score = sorted(
         (name for name, scores in result.images.items() if not np.isnan(scores["mIoU"])),
         key=lambda name: (-result.images[name]["mIoU"], name),
     )
     best = by_score[:SHOWN_IMAGES]
     worst = by_score[len(best) :][-SHOWN_IMAGES:][::-1]
-    registered = result.dataset if result.dataset != outcome.title else ""
-    return (
-        f'<section id="{escape(result.dataset)}"><div class="head"><h2>{escape(outcome.title)}</h2>'
-        f'<span class="faint">{escape(registered)}</span></div>'
-        + _notes([result.remark] * bool(result.remark) + left_out)
-        + '<div class="tiles">'
-        + "".join(
-            f'<div class="tile"><b>{value or "–"}</b><span>{escape(key)}</span></div>'
-            for key, value in tiles
-        )
-        + f'</div><div class="columns"><div class="card"><h3>IoU of each class</h3>'
-        f'{_classes(outcome)}</div><div class="card"><h3>Most confused</h3>{_confused(outcome)}'
-        "</div></div>"
-        + _gallery("Best images", best, outcome)
-        + _gallery("Worst images", worst, outcome)
-        + "</section>"
-    )
+    return {
+        "benchmark": benchmark,
+        "figures": figures,
+        "tiles": tiles,
+        "notes": [result.remark] * bool(result.remark) + left_out,
+        "classes": classes,
+        "scored": [row["IoU"] for row in classes if row["IoU"] is not None],
+        "confused": most_confused(result.confusion, result.class_names, SHOWN_PAIRS),
+        "galleries": {
+            "Best images": [_image(name, benchmark) for name in best],
+            "Worst images": [_image(name, benchmark) for name in worst],
+        },
+    }
 
 
-def _classes(outcome: Outcome) -> str:
-    """Classes with ground truth by falling IoU, then the others."""
-    classes = outcome.result.classes()
-    classes.sort(key=lambda c: (c["IoU"] is None, -(c["IoU"] or 0.0)))
-    rows = [
-        (
-            escape(c["class"]),
-            _figure(c["IoU"]),
-            "" if c["IoU"] is None else _bullet(c["IoU"]),
-            _figure(c["ACC"]),
-            f"{c['pixels']:,}",
-        )
-        for c in classes
-    ]
-    known = [c["IoU"] for c in classes if c["IoU"] is not None]
-    columns = "".join(
-        f'<rect class="fill" x="{i}" y="{100 - iou:.1f}" width=".8" height="{iou:.1f}"/>'
-        for i, iou in enumerate(known)
-    )
-    return (
-        f'<svg class="skyline" viewBox="0 0 {max(1, len(known))} 100" preserveAspectRatio="none" '
-        f'role="img" aria-label="IoU of the classes, falling">'
-        f'<rect class="track" width="100%" height="100%"/>{columns}</svg><div class="scroll">'
-        + _table(("class", "IoU", "", "accuracy", "pixels"), rows, wide=2)
-        + "</div>"
-    )
-
-
-def _confused(outcome: Outcome) -> str:
-    result = outcome.result
-    rows = [
-        (
-            f'{escape(pair["truth"])} <span class="faint">→</span> {escape(pair["predicted"])}',
-            f"{100 * pair['share']:.1f}",
-            _bullet(100 * pair["share"], kind="loss"),
-            f"{pair['pixels']:,}",
-        )
-        for pair in most_confused(result.confusion, result.class_names, SHOWN_PAIRS)
-    ]
-    head = ("truth → prediction", "% of truth", "", "pixels")
-    return f'<div class="scroll">{_table(head, rows, wide=2)}</div>'
-
-
-def _gallery(title: str, names: Sequence[str], outcome: Outcome) -> str:
-    if not names:
-        return ""
-    figures = "".join(_image(name, outcome) for name in names)
-    return f'<div class="card"><h3>{title}</h3><div class="images">{figures}</div></div>'
-
-
-def _image(name: str, outcome: Outcome) -> str:
-    """An image, its ground truth and its prediction side by side, and their classes."""
-    scores = outcome.result.images[name]
-    caption = f"mIoU {_figure(scores['mIoU'])}, pixel accuracy {_figure(scores['pACC'])}"
-    caption = f'{escape(Path(name).name)} <span class="faint">{caption}</span>'
+def _image(name: str, benchmark: BenchmarkResult) -> dict[str, Any]:
+    """Draw an image, its ground truth and its prediction, and list their most common classes."""
+    names = benchmark.result.class_names
+    shown = {"name": Path(name).name, "scores": benchmark.result.images[name], "pictures": {}}
     try:
         photo = read_image(name)
-        truth, predicted = (read_label_map(path) for path in outcome.label_maps[name])
+        truth, predicted = (read_label_map(path) for path in benchmark.label_maps[name])
     except ValueError as error:  # after it was evaluated, maybe by the run that was resumed
         logger.warning("not shown in the report: %s", error)
-        return f"<figure><figcaption>{caption}</figcaption>not readable any more</figure>"
-    photo, truth, predicted = _shrunk(photo, truth, predicted)
-    names = outcome.result.class_names
-    colors = name_colors(names)
-    strip = "".join(
-        f'<div><img alt="{what}" src="{_data_uri(picture)}"><span>{what}</span></div>'
-        for what, picture in (
-            ("image", photo),
-            ("truth", blend(photo, truth, colors)),
-            ("prediction", blend(photo, predicted, colors)),
-        )
-    )
+        return shown
+    photo, truth, predicted = _shrink(photo, truth, predicted)
     counts = np.bincount(
         np.concatenate([x[x < len(names)] for x in (truth, predicted)]), minlength=len(names)
     )
-    shown = [int(k) for k in np.argsort(-counts, kind="stable")[:SHOWN_NAMES] if counts[k]]
-    legend = "".join(
-        f'<span><i style="background:rgb{tuple(colors[k].tolist())}"></i>'
-        f"{escape(names[k])}</span>"
-        for k in shown
-    )
-    return (
-        f'<figure><figcaption>{caption}</figcaption><div class="strip">{strip}</div>'
-        f'<div class="legend">{legend}</div></figure>'
-    )
+    largest = [int(k) for k in np.argsort(-counts, kind="stable")[:SHOWN_NAMES] if counts[k]]
+    colors = name_colors(names)
+    return shown | {
+        "pictures": {
+            "image": _data_uri(photo),
+            "truth": _data_uri(blend(photo, truth, colors)),
+            "prediction": _data_uri(blend(photo, predicted, colors)),
+        },
+        "legend": [(names[k], f"rgb{tuple(colors[k].tolist())}") for k in largest],
+    }
 
 
-def _shrunk(photo: np.ndarray, *labels: np.ndarray) -> list[np.ndarray]:
-    """An image (H, W, 3) and label maps (H, W) at the size of the page, labels as int64."""
+def _shrink(photo: np.ndarray, *labels: np.ndarray) -> list[np.ndarray]:
+    """Resize an image (H, W, 3) and label maps (H, W) to the page's size, labels as int64."""
     height, width = labels[0].shape
     scale = min(1.0, PICTURE_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -244,40 +170,5 @@ def _data_uri(picture: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _notes(texts: Sequence[str]) -> str:
-    lines = "".join(f"<p>{escape(text)}</p>" for text in texts)
-    return f'<div class="note">{lines}</div>' if lines else ""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], wide: int) -> str:
-    """Cells are HTML; column `wide` takes what room there is."""
-    lines = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="wide">{cell}</td>' if column == wide else f"<td>{cell}</td>"
-            for column, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    names = "".join(f"<th>{name}</th>" for name in head)
-    return f"<table><thead><tr>{names}</tr></thead><tbody>{lines}</tbody></table>"
-
-
-def _bullet(percent: float | None, mark: float | None = None, kind: str = "fill") -> str:
-    """A bar of so many percent, with a tick at `mark`."""
-    tick = "" if mark is None else f'<rect class="tick" x="{mark:.2f}%" width="2" height="14"/>'
-    return (
-        '<svg class="bullet"><rect class="track" y="3" width="100%" height="8" rx="4"/>'
-        f'<rect class="{kind}" y="3" width="{percent or 0:.2f}%" height="8" rx="4"/>{tick}</svg>'
-    )
-
-
-def _figure(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "" if value is None or np.isnan(value) else f"{value:.2f}"
-
-
-def _difference(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f'<span class="{"up" if value >= 0 else "down"}">{value:+.2f}</span>'

@@ -24,11 +24,11 @@ _COLUMNS = 3  # classes side by side in the printed table
 
 @dataclass
 class EvaluationResult:
-    """Counts of one process, or of all."""
+    """Count of one process, or of all."""
 
     dataset: str
     class_names: list[str]  # K of them
-    expected: int  # images of the complete data set
+    expected: int  # images of the complete dataset
     limit: int  # images asked for; 0 for all
     confusion: np.ndarray  # (K, K + 1), see `confusion_matrix`
     images: dict[str, dict[str, float]] = field(default_factory=dict)  # file name -> its scores
@@ -36,7 +36,7 @@ class EvaluationResult:
     predictions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # COCO's RLE
 
     def add(self, file_name: str, confusion: np.ndarray, rle: list[dict[str, Any]]) -> None:
-        """Adds the counts of one image."""
+        """Add the counts of one image."""
         scores = SegmentationScores.from_confusion(confusion)
         self.confusion += confusion
         self.images[file_name] = {"mIoU": 100 * scores.miou, "pACC": 100 * scores.pixel_accuracy}
@@ -44,7 +44,7 @@ class EvaluationResult:
 
     @classmethod
     def merge(cls, parts: Sequence[EvaluationResult]) -> EvaluationResult:
-        """Sums the counts of several processes; integers, so their order is no matter."""
+        """Sum the counts of several processes; integers, so their order is no matter."""
         first = parts[0]
         merged = cls(
             first.dataset,
@@ -66,7 +66,7 @@ class EvaluationResult:
 
     @property
     def remark(self) -> str:
-        """Says why the figures are not comparable with those of others, or nothing."""
+        """Say why the figures are not comparable with those of others, or nothing."""
         count = len(self.images)
         if count == self.expected:
             return ""
@@ -108,7 +108,7 @@ class EvaluationResult:
 
 
 def log_result(result: EvaluationResult) -> None:
-    """Logs the table of classes, the figures, and what was left out."""
+    """Log the table of classes, the figures, and what was left out."""
     scores = result.scores
     cells = [
         (name, _figure(iou), _figure(accuracy))
@@ -131,7 +131,7 @@ def log_result(result: EvaluationResult) -> None:
 
 
 def save_result(result: EvaluationResult, folder: Path) -> None:
-    """Writes results.json, per_class.csv, confusion_matrix.npz and sem_seg_predictions.json."""
+    """Write results.json, per_class.csv, confusion_matrix.npz and sem_seg_predictions.json."""
     images = [
         {"file_name": name, **{key: _number(value) for key, value in image.items()}}
         for name, image in sorted(result.images.items())
@@ -147,13 +147,13 @@ def save_result(result: EvaluationResult, folder: Path) -> None:
 
 
 def write_json(path: Path, contents: Any, indent: int | None = 1) -> None:
-    """Writes a JSON file, whole or not at all."""
+    """Write a JSON file, whole or not at all."""
     with atomic_write(path) as part:
         part.write_text(json.dumps(contents, indent=indent), encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes a CSV file of rows with the same keys, whole or not at all."""
+    """Write a CSV file of rows with the same keys, whole or not at all."""
     with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

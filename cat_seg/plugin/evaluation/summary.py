@@ -1,4 +1,4 @@
-"""The results of several data sets beside the published ones: as a table and as files."""
+"""The results of several datasets beside the published ones: as a table and as files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cat_seg.plugin.evaluation.result import EvaluationResult, write_csv, write_
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one data set came to, and where its label maps are."""
+class BenchmarkResult:
+    """The result of one dataset beside the published one, and where its label maps are."""
 
     title: str
     result: EvaluationResult
@@ -35,34 +35,37 @@ class Outcome:
         return self.figures["mIoU"] - self.published
 
     def as_json(self) -> dict[str, Any]:
-        """The entry of results.json."""
+        """Return the entry of results.json."""
         return {"title": self.title, **self.figures, "published": self.published}
 
 
-def summary_table(outcomes: Sequence[Outcome]) -> str:
-    """A line for each data set, in percent."""
-    before, after = ("mIoU",), ("mIoU_2021", "fwIoU", "mACC", "pACC")
+def summary_table(benchmarks: Sequence[BenchmarkResult]) -> str:
+    """Format a line for each dataset, in percent."""
+    others = ("mIoU_2021", "fwIoU", "mACC", "pACC")
     rows = [
         (
-            outcome.title,
-            f"{len(outcome.result.images)} of {outcome.result.expected}",
-            *(outcome.figures[key] for key in before),
-            outcome.published,
-            outcome.difference,
-            *(outcome.figures[key] for key in after),
-            outcome.result.remark,
+            benchmark.title,
+            f"{len(benchmark.result.images)} of {benchmark.result.expected}",
+            benchmark.figures["mIoU"],
+            benchmark.published,
+            benchmark.difference,
+            *(benchmark.figures[key] for key in others),
+            benchmark.result.remark,
         )
-        for outcome in outcomes
+        for benchmark in benchmarks
     ]
-    head = ("", "images", *before, "published", "difference", *after, "")
+    head = ("", "images", "mIoU", "published", "difference", *others, "")
     return tabulate(rows, head, tablefmt="pipe", floatfmt=".2f")
 
 
-def save_summary(folder: Path, about: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
-    """Write results.json (`about` the run, and all data sets) and per_class.csv."""
-    datasets = [outcome.as_json() for outcome in outcomes]
+def save_summary(
+    folder: Path, about: Mapping[str, Any], benchmarks: Sequence[BenchmarkResult]
+) -> None:
+    """Write results.json (`about` the run, and all datasets) and per_class.csv."""
+    datasets = [benchmark.as_json() for benchmark in benchmarks]
     contents = {**about, "definitions": MIOU_DEFINITIONS, "datasets": datasets}
     write_json(folder / "results.json", contents)
     write_csv(
-        folder / "per_class.csv", [row for outcome in outcomes for row in outcome.result.classes()]
+        folder / "per_class.csv",
+        [row for benchmark in benchmarks for row in benchmark.result.classes()],
     )

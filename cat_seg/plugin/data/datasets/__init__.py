@@ -1,1 +1,1 @@
-"""Which images and label maps make a data set, and what their labels mean."""
+"""Which images and label maps make a dataset, and what their labels mean."""

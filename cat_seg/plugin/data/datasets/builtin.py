@@ -10,6 +10,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from cat_seg.class_lists import class_names
+from cat_seg.errors import CATSegError
 from cat_seg.palette import name_colors
 from cat_seg.plugin.data.datasets.pairs import find_pairs
 
@@ -32,7 +33,7 @@ class Split:
     foreground: str = ""
 
     def scored_names(self) -> list[str]:
-        """Returns the names of the classes that are scored, fit for people."""
+        """Return the names of the classes that are scored, fit for people."""
         names = class_names(self.foreground or self.vocabulary)
         return [name.strip() for name in names] + (["background"] if self.foreground else [])
 
@@ -117,14 +118,39 @@ SPLITS = (
     ),
 )
 
+# What `--benchmark` takes -> the registered split. A benchmark is named after its vocabulary.
+BENCHMARKS = {split.vocabulary: split.name for split in SPLITS if "train" not in split.name}
+
+
+def benchmark_splits(names: str) -> tuple[str, ...]:
+    """Look up benchmarks by their short names.
+
+    Args:
+        names: Keys of `BENCHMARKS`, separated by commas, such as "ade150,pc59".
+
+    Returns:
+        The registered names, for DATASETS.TEST.
+
+    Raises:
+        CATSegError: if a name is unknown.
+    """
+    keys = [name.strip() for name in names.split(",")]
+    for key in keys:
+        if key not in BENCHMARKS:
+            raise CATSegError(
+                f"--benchmark: {key!r} is unknown; expected one or several of "
+                f"{', '.join(BENCHMARKS)}, separated by commas."
+            )
+    return tuple(BENCHMARKS[key] for key in keys)
+
 
 def dataset_root() -> Path:
-    """Returns the folder of all data sets: $DETECTRON2_DATASETS, else ./datasets."""
+    """Return the folder of all datasets: $DETECTRON2_DATASETS, else ./datasets."""
     return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
 
 
 def register_all(root: Path | None = None) -> None:
-    """Registers every split of the table, below `root` (default: `dataset_root()`).
+    """Register every split of the table, below `root` (default: `dataset_root()`).
 
     `MetadataCatalog.get(name)` then holds, beside detectron2's usual entries, `vocabulary` (the
     names that the model is to predict), `num_images` (when complete) and `title`.
@@ -147,10 +173,10 @@ def register_all(root: Path | None = None) -> None:
 
 
 def load_split(split: Split, root: Path) -> list[dict[str, str]]:
-    """Lists a split's images in detectron2's format ("file_name", "sem_seg_file_name").
+    """List a split's images in detectron2's format ("file_name", "sem_seg_file_name").
 
     Raises:
-        ValueError: if a folder is missing or there are no label maps.
+        CATSegError: if a folder is missing or there are no label maps.
     """
     images, labels = root / split.images, root / split.labels
     setting = os.environ.get("DETECTRON2_DATASETS") or "not set (so ./datasets)"
@@ -162,8 +188,8 @@ def load_split(split: Split, root: Path) -> list[dict[str, str]]:
     )
     for folder in (images, labels):
         if not folder.is_dir():
-            raise ValueError(f"No folder {folder.absolute()}: {help_}")
+            raise CATSegError(f"No folder {folder.absolute()}: {help_}")
     pairs = find_pairs(images, labels, {split.label_suffix})
     if not pairs:
-        raise ValueError(f"No {split.label_suffix} files in {labels.absolute()}: {help_}")
+        raise CATSegError(f"No {split.label_suffix} files in {labels.absolute()}: {help_}")
     return [{"file_name": str(p.image), "sem_seg_file_name": str(p.label)} for p in pairs]

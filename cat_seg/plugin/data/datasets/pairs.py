@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cat_seg.label_maps import image_size, read_label_map
 from cat_seg.images import SUFFIXES as IMAGE_SUFFIXES
+from cat_seg.label_maps import image_size, read_label_map
 
 
 class Pair(NamedTuple):
@@ -20,7 +20,7 @@ class Pair(NamedTuple):
 
 
 def files_by_stem(folder: Path, suffixes: Set[str]) -> dict[str, Path]:
-    """Returns the folder's files with one of the suffixes, by name without it, sorted.
+    """List the folder's files with one of the suffixes by their stem, sorted.
 
     Hidden files (.DS_Store, ._name.png, parts of an interrupted write) are no data.
     """
@@ -29,7 +29,7 @@ def files_by_stem(folder: Path, suffixes: Set[str]) -> dict[str, Path]:
 
 
 def find_pairs(images: Path, labels: Path, label_suffixes: Set[str]) -> list[Pair]:
-    """Pairs each label map with the image of its name, in the order of names.
+    """Pair each label map with the image of its name, in the order of names.
 
     The label maps decide: images without one are not part of the split. Where the image is
     missing, the pair names the .jpg that should be there, so that reading it says so.
@@ -42,7 +42,7 @@ def find_pairs(images: Path, labels: Path, label_suffixes: Set[str]) -> list[Pai
 
 
 def pair_problem(pair: Pair, num_classes: int, ignore_label: int) -> str | None:
-    """Says what is wrong with a pair: unreadable, different sizes, a label out of range."""
+    """Say what is wrong with a pair: unreadable, different sizes, a label out of range."""
     try:
         image, labels = image_size(pair.image), read_label_map(pair.label)
     except ValueError as error:
