@@ -27,15 +27,15 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from cat_seg.plugin.meta_arch import CATSeg
 from cat_seg.plugin.checkpointer import CATSegCheckpointer, local_weights
-from cat_seg.plugin.data.datasets.builtin import SPLITS
+from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, SPLITS
 from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
 from cat_seg.plugin.engine import launch, load_config
 from cat_seg.plugin.evaluation import SegmentationEvaluator, build_evaluator
 from cat_seg.plugin.evaluation.protocol import deviations, published_model
 from cat_seg.plugin.evaluation.report import write_report
 from cat_seg.plugin.evaluation.summary import BenchmarkResult, save_summary, summary_table
+from cat_seg.plugin.meta_arch import CATSeg
 from cat_seg.resources import project_file
 from cat_seg.utils.memory import keep_freed_memory
 
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     args.config_file = str(project_file(args.config_file))  # for `default_setup`
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="cat_seg")
-    names = chosen_datasets(cfg, args.benchmarks)
+    names = chosen_datasets(cfg, args.benchmark)
     model: CATSeg = build_model(cfg).eval()
     model.labels_only = True  # never more than a piece of one image's probabilities
     CATSegCheckpointer(model).load(cfg.MODEL.WEIGHTS)
@@ -80,11 +80,12 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 
 
 def chosen_datasets(cfg: CfgNode, asked: str = "") -> list[str]:
-    """The registered names of the data sets to evaluate on.
+    """List the registered names of the datasets to evaluate on.
 
     Args:
-        cfg: whose DATASETS.TEST counts as asked for where it is the user's own data.
-        asked: names or titles ("A-150"), parted by commas; empty for all that are there.
+        cfg: Config whose DATASETS.TEST counts as asked for where it is the user's own data.
+        asked: Keys of `BENCHMARKS`, titles ("A-150") or registered names, separated by commas;
+            empty for all that are there.
 
     Raises:
         ValueError: if one that is asked for is unknown or not there, or none is there.
@@ -92,12 +93,15 @@ def chosen_datasets(cfg: CfgNode, asked: str = "") -> list[str]:
     own = [entry["NAME"] for entry in cfg.DATASETS.FOLDERS]
     splits = {split.name: split.title for split in SPLITS if "train" not in split.name}
     if asked:
-        by_title = {title: name for name, title in splits.items()}
-        names = [by_title.get(word.strip(), word.strip()) for word in asked.split(",")]
+        aliases = BENCHMARKS | {title: name for name, title in splits.items()}
+        names = [aliases.get(name.strip(), name.strip()) for name in asked.split(",")]
         for name in names:
             if name not in DatasetCatalog.list():
-                known = ", ".join([*by_title, *own])
-                raise ValueError(f"--benchmarks: {name!r} is unknown; expected of {known}.")
+                known = ", ".join([*BENCHMARKS, *own])
+                raise ValueError(
+                    f"--benchmark: {name!r} is unknown; expected one or several of {known}, "
+                    "separated by commas."
+                )
     else:
         names = [name for name in own if name in cfg.DATASETS.TEST]
         names += [name for name in splits if _is_there(name)]
@@ -132,8 +136,10 @@ def run_identity(cfg: CfgNode) -> str:
     return digest.hexdigest()
 
 
-def evaluate(cfg: CfgNode, model: CATSeg, name: str, identity: str, limit: int = 0) -> BenchmarkResult:
-    """Evaluate on one data set, going on where the same run was interrupted.
+def evaluate(
+    cfg: CfgNode, model: CATSeg, name: str, identity: str, limit: int = 0
+) -> BenchmarkResult:
+    """Evaluate on one dataset, going on where the same run was interrupted.
 
     Returns:
         the outcome; in other processes than the main one that of their share alone.
@@ -210,10 +216,11 @@ def build_parser() -> argparse.ArgumentParser:
     """Detectron2's options, and ours."""
     parser = default_argument_parser(__doc__)
     parser.add_argument(
-        "--benchmarks",
+        "--benchmark",
         default="",
-        help='names or titles, parted by commas ("A-150,PC-59"), also of your own data; all that '
-        "are there if left out",
+        metavar="NAME",
+        help=f"evaluate on these, separated by commas: {', '.join(BENCHMARKS)}, or your own data; "
+        "all that are there if left out",
     )
     parser.add_argument(
         "--limit", type=int, default=0, metavar="N", help="a quick look at N images of each"
@@ -226,7 +233,7 @@ if __name__ == "__main__":
     arguments = build_parser().parse_args()
     try:
         config = read_config(arguments)
-        chosen_datasets(config, arguments.benchmarks)
+        chosen_datasets(config, arguments.benchmark)
         if not config.MODEL.WEIGHTS:
             raise ValueError("MODEL.WEIGHTS is empty; name the weights to evaluate.")
         local_weights(config.MODEL.WEIGHTS)

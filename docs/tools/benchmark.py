@@ -1,6 +1,6 @@
-"""Measures time and memory of one image: python -m docs.tools.benchmark --help.
+"""Measure time and memory of one image.
 
-    python -m docs.tools.benchmark --config-file configs/vitl.yaml --classes 150 --against-plain
+    python docs/tools/benchmark.py --config-file configs/vitl.yaml --classes 150 --against-plain
 
 Weights and text features are random: what they are changes no time. `--against-plain` runs the
 formulation of tests/plain.py, written straight from the formulas, in the same process on the same

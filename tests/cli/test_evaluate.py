@@ -158,7 +158,7 @@ def test_a_data_set_that_fails_does_not_end_the_run(config, tmp_path, monkeypatc
     assert [data["dataset"] for data in result["datasets"]] == ["squares"]
     assert "empty could not be evaluated: no image" in result["warnings"][-1]
     with pytest.raises(ValueError, match="empty could not be evaluated"):
-        run(config, tmp_path / "none", "--benchmarks", "empty")
+        run(config, tmp_path / "none", "--benchmark", "empty")
 
 
 def test_mistakes_in_options():
@@ -170,8 +170,8 @@ def test_mistakes_in_options():
 
 
 def test_unknown_data_set(config):
-    with pytest.raises(ValueError, match=r"A-151.*expected of .*A-847"):
-        evaluate.chosen_datasets(load_config(config), "A-151")
+    with pytest.raises(ValueError, match=r"ade151.*expected one or several of .*ade847.*squares"):
+        evaluate.chosen_datasets(load_config(config), "squares,ade151")
 
 
 def test_most_confused():

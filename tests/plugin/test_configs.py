@@ -11,19 +11,16 @@ import cat_seg
 from cat_seg import add_cat_seg_config
 
 # isort: split
-import detectron2
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
-from cat_seg.plugin.config import generation_settings
 from cat_seg.class_lists import class_names
 from cat_seg.modeling.aggregator.correlation import correlate
+from cat_seg.plugin.config import generation_settings
+from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, benchmark_splits
 
 CONFIGS = Path(cat_seg.__file__).parents[1] / "configs"
 MODELS = ("vitb", "vitl", "vith", "vitg", "vitb_2024", "vitl_2024")
-BENCHMARKS = ("ade150", "ade847", "pc59", "pc459", "voc20", "voc20b", "coco")
-PUBLISHED = [f"{m}_{b}.yaml" for m in MODELS for b in BENCHMARKS]
-real_detectron2 = not detectron2.__version__.endswith("+cat_seg")
 
 
 def config(name: str, *opts: object) -> CfgNode:
@@ -39,36 +36,40 @@ def on_meta(cfg: CfgNode) -> torch.nn.Module:
         return build_model(cfg).eval()
 
 
-def test_every_model_has_every_benchmark():
-    for model in MODELS:
-        for benchmark in BENCHMARKS:
-            assert (CONFIGS / f"{model}_{benchmark}.yaml").is_file()
-
-
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_evaluation_follows_the_published_protocol(model: str, benchmark: str):
-    cfg = config(f"{model}_{benchmark}.yaml")
+def test_published_protocol(model: str):
+    cfg = config(f"{model}.yaml")
     assert cfg.TEST.SLIDING_WINDOW and cfg.TEST.POOLING_SIZES == [1, 1]
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.FORMAT) == (640, "RGB")
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP.SIZE) == ((384,), [384, 384])
     assert generation_settings(cfg)["GENERATION"] == (2024 if "2024" in model else 2023)
-    assert len(cfg.DATASETS.TEST) == 1
+
+
+@pytest.mark.parametrize("model", ["vitl", "vitl_2024"])
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_a_file_of_a_benchmark_is_the_option_written_down(model: str, benchmark: str):
+    option = config(f"{model}.yaml", "DATASETS.TEST", benchmark_splits(benchmark))
+    assert config(f"{model}_{benchmark}.yaml") == option
+
+
+def test_every_config_is_listed():
+    listed = (CONFIGS / "README.md").read_text()
+    for file in CONFIGS.glob("*.yaml"):
+        if not file.stem.endswith(tuple(BENCHMARKS)):
+            assert f"`{file.name}`" in listed
 
 
 # One benchmark with a vocabulary of its own for each model: 20, 150 and 847 classes among them.
 @pytest.mark.parametrize(
-    "name, T",
+    "name, benchmark, T",
     [
-        ("vitb_pc59", 59), ("vitl_ade150", 150), ("vitl_voc20b", 59), ("vith_voc20", 20),
-        ("vitg_pc459", 459), ("vitb_2024_coco", 171), ("vitl_2024_ade847", 847),
+        ("vitb", "pc59", 59), ("vitl", "ade150", 150), ("vitl", "voc20b", 59),
+        ("vith", "voc20", 20), ("vitg", "pc459", 459), ("vitb_2024", "coco", 171),
+        ("vitl_2024", "ade847", 847),
     ],
 )  # fmt: skip
-def test_full_size_shapes(name: str, T: int):
-    if name.startswith("vitb_pc") and not real_detectron2:
-        with pytest.raises(Exception, match="detectron2"):
-            on_meta(config(f"{name}.yaml"))
-        pytest.skip("ResNet-101 guidance needs the real detectron2")
-    model = on_meta(config(f"{name}.yaml"))
+def test_full_size_shapes(name: str, benchmark: str, T: int):
+    model = on_meta(config(f"{name}.yaml", "DATASETS.TEST", benchmark_splits(benchmark)))
     assert len(model.class_names) == T
     predictor = model.sem_seg_head.predictor
     transformer = predictor.transformer
@@ -102,14 +103,13 @@ def test_full_size_shapes(name: str, T: int):
     assert len(transformer.layers) == 2
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_vocabulary_of_the_benchmark(name: str):
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_vocabulary_of_the_benchmark(benchmark: str):
     from cat_seg.plugin.head import vocabulary_of
 
-    cfg = config(name)
+    cfg = config("vitl.yaml", "DATASETS.TEST", benchmark_splits(benchmark))
     head = cfg.MODEL.SEM_SEG_HEAD
-    expected = class_names(Path(name).stem.rsplit("_", 1)[1])
-    assert vocabulary_of(head.TEST_CLASS_JSON, cfg.DATASETS.TEST) == expected
+    assert vocabulary_of(head.TEST_CLASS_JSON, cfg.DATASETS.TEST) == class_names(benchmark)
     assert vocabulary_of(head.TRAIN_CLASS_JSON, cfg.DATASETS.TRAIN) == class_names("coco")
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from cat_seg.plugin.engine.launch import leave
 from cat_seg.cli import evaluate
+from cat_seg.plugin.engine.launch import leave
 from tests.brightness import write_squares
 
 IMAGES = 5
@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> None:
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("CAT_SEG_CACHE", str(tmp_path / "cache"))
-    common = ["--config-file", str(write_squares(tmp_path, IMAGES)), "--benchmarks", "squares"]
+    common = ["--config-file", str(write_squares(tmp_path, IMAGES)), "--benchmark", "squares"]
     one, two = tmp_path / "one", tmp_path / "two"
     run([*common, "--output", str(one)])
     run([*common, "--output", str(two), "--limit", "2"])  # what is to be resumed

@@ -15,8 +15,8 @@ from detectron2.utils import comm
 from PIL import Image
 from pycocotools import mask as rle_mask
 
-from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
 from cat_seg.label_maps import read_label_map
+from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
 from cat_seg.plugin.evaluation import BackgroundEvaluator, SegmentationEvaluator, build_evaluator
 
 HEIGHT, WIDTH = 24, 40

@@ -13,7 +13,8 @@ from cat_seg.class_lists import (
     published_results,
     read_names,
 )
-from cat_seg.plugin.data.datasets.builtin import SPLITS, load_split
+from cat_seg.errors import CATSegError
+from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, SPLITS, benchmark_splits, load_split
 
 # name -> (classes predicted, classes scored, ignored label), of the published protocol
 PROTOCOL = {
@@ -37,6 +38,15 @@ def test_the_table_is_the_protocol():
         assert len(metadata.stuff_colors) == scored
         assert metadata.ignore_label == ignored
         assert name in DatasetCatalog.list()
+
+
+def test_benchmarks_by_short_names():
+    assert set(BENCHMARKS) == {"ade150", "ade847", "pc59", "pc459", "voc20", "voc20b", "coco"}
+    assert BENCHMARKS["coco"] == "coco_2017_test_stuff_all_sem_seg"  # not the training split
+    chosen = benchmark_splits("voc20b, ade150")
+    assert chosen == ("voc_2012_test_background_sem_seg", "ade20k_150_test_sem_seg")
+    with pytest.raises(CATSegError, match=r"'ade'.*expected one or several of .*ade847"):
+        benchmark_splits("pc59,ade")
 
 
 def test_names_for_people_are_stripped():
@@ -85,7 +95,9 @@ def test_records(tmp_path):
     assert [Path(record["file_name"]).name for record in records] == ["a.jpg", "b.jpg"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1.5}', '["a", ""]', '["a", 3]', '["a", "a"]'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"a": 1.5}', '["a", ""]', '["a", 3]', '["a", "a"]']
+)
 def test_bad_name_lists(tmp_path, content):
     path = tmp_path / "names.json"
     path.write_text(content)
