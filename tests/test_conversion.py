@@ -9,7 +9,7 @@ from timm.models.swin_transformer import SwinTransformer
 from cat_seg.conversion import from_released, holds_clip, to_released
 from cat_seg.conversion import CLIP, describe, generation, to_model
 from cat_seg.plugin.engine.predictor import load_config
-from cat_seg.modeling.guidance.swin import D2SwinTransformer
+from cat_seg.plugin.backbone import D2SwinTransformer
 from cat_seg.modeling.clip import split_in_proj
 from tests.golden import checkpoint_rows
 from tests.modeling.clip.tiny import tiny_clip

@@ -1,4 +1,4 @@
-"""Swin Transformer as a detectron2 backbone, on timm's blocks (arXiv 2103.14030).
+"""Swin Transformer as image guidance, on timm's blocks (arXiv 2103.14030).
 
 B images, C channels, H x W positions of a map, N = window * window positions of a window.
 """
@@ -8,9 +8,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from einops import rearrange
 from timm.layers import PatchEmbed
 from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
@@ -20,14 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from cat_seg.modeling.pieces import use_fast_layers
 
 
-@BACKBONE_REGISTRY.register()
-class D2SwinTransformer(Backbone):
+class SwinTransformer(nn.Module):
     """Maps `res2`, `res3`, ... of strides 4, 8, ... for images of any size.
 
     With `patch_size` other than 4 the strides are its multiples.
     """
 
-    @configurable
     def __init__(
         self,
         *,
@@ -49,7 +44,7 @@ class D2SwinTransformer(Backbone):
         out_features: Sequence[str] = ("res2", "res3", "res4"),
         use_checkpoint: bool = False,
     ) -> None:
-        """Builds the network.
+        """Build the network.
 
         Args:
             in_channels: Channels of the image.
@@ -92,9 +87,9 @@ class D2SwinTransformer(Backbone):
                 f"MODEL.SWIN.OUT_FEATURES {list(out_features)}: {sorted(unknown)} not among the "
                 f"maps of {len(depths)} stages, {names}"
             )
-        self._out_features = [name for name in names if name in out_features]
-        self._out_feature_channels = dict(zip(names, widths, strict=True))
-        self._out_feature_strides = {name: patch_size * 2**i for i, name in enumerate(names)}
+        self.out_features = [name for name in names if name in out_features]
+        self.channels = dict(zip(names, widths, strict=True))
+        self.strides = {name: patch_size * 2**i for i, name in enumerate(names)}
         self.use_checkpoint = use_checkpoint
 
         self.patch_embed = PatchEmbed(
@@ -134,35 +129,12 @@ class D2SwinTransformer(Backbone):
             self.layers.append(
                 SwinStage(blocks, PatchMerging(width) if width < widths[-1] else None)
             )
-            if names[i] in self._out_features:
+            if names[i] in self.out_features:
                 self.add_module(f"norm{i}", nn.LayerNorm(width))
         self.apply(_init_weights)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        swin = cfg.MODEL.SWIN
-        return {
-            "in_channels": input_shape.channels,
-            "embed_dim": swin.EMBED_DIM,
-            "depths": swin.DEPTHS,
-            "num_heads": swin.NUM_HEADS,
-            "window_size": swin.WINDOW_SIZE,
-            "mlp_ratio": swin.MLP_RATIO,
-            "qkv_bias": swin.QKV_BIAS,
-            "qk_scale": swin.QK_SCALE,
-            "drop_rate": swin.DROP_RATE,
-            "attn_drop_rate": swin.ATTN_DROP_RATE,
-            "drop_path_rate": swin.DROP_PATH_RATE,
-            "absolute_positions": swin.APE,
-            "patch_norm": swin.PATCH_NORM,
-            "pretrain_image_size": swin.PRETRAIN_IMG_SIZE,
-            "patch_size": swin.PATCH_SIZE,
-            "out_features": swin.OUT_FEATURES,
-            "use_checkpoint": swin.USE_CHECKPOINT,
-        }
-
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Computes the maps of an image.
+        """Compute the maps of an image.
 
         Args:
             image: (B, 3, H, W), normalised.
@@ -181,7 +153,7 @@ class D2SwinTransformer(Backbone):
                 recompute = self.use_checkpoint and self.training
                 x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
             name = f"res{i + 2}"
-            if name in self._out_features:
+            if name in self.out_features:
                 norm = self.get_submodule(f"norm{i}")
                 outputs[name] = rearrange(norm(x), "b h w c -> b c h w").contiguous()
             if stage.downsample is not None:
@@ -215,7 +187,7 @@ class SwinBlock(SwinTransformerBlock):
         qk_scale: float | None = None,
         **kwargs: Any,
     ) -> None:
-        """Builds the block; `kwargs` are those of timm's."""
+        """Build the block; `kwargs` are those of timm's."""
         super().__init__(
             dim,
             input_resolution=(window_size, window_size),  # unused: the map's own size counts
