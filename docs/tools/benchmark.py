@@ -1,10 +1,11 @@
 """Measure time and memory of one image.
 
-    python docs/tools/benchmark.py --config-file configs/vitl.yaml --classes 150 --against-plain
+    python docs/tools/benchmark.py --config-file configs/vitl.yaml --classes 150 --against-reference
 
-Weights and text features are random: what they are changes no time. `--against-plain` runs the
-formulation of tests/plain.py, written straight from the formulas, in the same process on the same
-weights, in turns, and compares the results. Memory is that beyond the weights, of the first run.
+Weights and text features are random: what they are changes no time. `--against-reference` runs the
+reference implementation too, tests/plain.py, straight from the formulas, in the same process on the
+same weights, in turns, and compares the results. Memory is that beyond the weights, of the first
+run. Stages are timed inside the model; `torch.utils.benchmark` measures the peak of the machine.
 `--training B` measures forward and backward pass of a batch of B crops instead, `--text` encoding
 the first names of the config's vocabulary in all templates.
 """
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
 
@@ -57,8 +59,8 @@ APART = (
 )
 
 
-class Side:
-    """One formulation: what to run, and where its stages are."""
+class Runner:
+    """One of the two that are compared: what to run, and where its stages are."""
 
     def __init__(self, run: Callable[[], Tensor], stages: dict[str, list[tuple[Any, str]]]):
         """
@@ -138,8 +140,8 @@ class Side:
         return figures
 
 
-def our_side(model: CATSeg, image: Tensor, size: tuple[int, int]) -> Side:
-    """The package."""
+def package_runner(model: CATSeg, image: Tensor, size: tuple[int, int]) -> Runner:
+    """Run the package."""
     transformer = model.sem_seg_head.predictor.transformer
     inputs = {"image": image, "height": size[0], "width": size[1]}
 
@@ -147,7 +149,7 @@ def our_side(model: CATSeg, image: Tensor, size: tuple[int, int]) -> Side:
         result = model([inputs])[0]
         return result["labels"] if model.labels_only else result["sem_seg"]
 
-    return Side(
+    return Runner(
         run,
         {
             "encoders": [(model, "encode")],
@@ -159,38 +161,38 @@ def our_side(model: CATSeg, image: Tensor, size: tuple[int, int]) -> Side:
     )
 
 
-def plain_side(
-    plain: ModuleType, cfg: CfgNode, model: CATSeg, image: Tensor, text: Tensor,
+def reference_runner(
+    reference: ModuleType, cfg: CfgNode, model: CATSeg, image: Tensor, text: Tensor,
     size: tuple[int, int], crop_batch: int,
-) -> Side:  # fmt: skip
-    """The plain formulation on the same weights."""
+) -> Runner:  # fmt: skip
+    """Run the reference implementation on the same weights."""
     if model.sliding_window is None:
-        raise ValueError("--against-plain needs TEST.SLIDING_WINDOW True.")
-    settings = plain.settings(cfg, model)
+        raise ValueError("--against-reference needs TEST.SLIDING_WINDOW True.")
+    settings = reference.settings(cfg, model)
     weights = model.state_dict()
     image = image.to(model.device)
 
     @torch.no_grad()
     def run() -> Tensor:
-        maps = plain.segment(weights, image, text, *size, crop_batch=crop_batch, **settings)
+        maps = reference.segment(weights, image, text, *size, crop_batch=crop_batch, **settings)
         return maps.argmax(0) if model.labels_only else maps
 
     names = {
         "encoders": "encode", "spatial": "spatial_aggregation", "class": "class_aggregation",
         "decoder": "decoder_block", "merging": "merge",
     }  # fmt: skip
-    return Side(run, {stage: [(plain, name)] for stage, name in names.items()})
+    return Runner(run, {stage: [(reference, name)] for stage, name in names.items()})
 
 
-def training_sides(
+def training_runners(
     args: argparse.Namespace, cfg: CfgNode, model: CATSeg, text: Tensor
-) -> dict[str, Side]:
-    """Loss and gradients of a batch, by the package and, if asked for, by the plain formulation."""
+) -> dict[str, Runner]:
+    """Compute loss and gradients of a batch, by the package and, if asked for, the reference."""
     model.train()
     random = torch.Generator().manual_seed(0)
-    side = cfg.INPUT.CROP.SIZE[0]
-    images = torch.randint(0, 256, (args.training, 3, side, side), generator=random).float()
-    labels = torch.randint(0, len(text), (args.training, side, side), generator=random)
+    size = cfg.INPUT.CROP.SIZE[0]
+    images = torch.randint(0, 256, (args.training, 3, size, size), generator=random).float()
+    labels = torch.randint(0, len(text), (args.training, size, size), generator=random)
     images, labels = images.to(model.device), labels.to(model.device)
     batch = [{"image": i, "sem_seg": s} for i, s in zip(images, labels, strict=True)]
 
@@ -203,27 +205,28 @@ def training_sides(
             total += loss.detach()
         return total
 
-    sides = {"package": Side(partial(step, lambda: [model(batch)["loss_sem_seg"]]), {})}
-    if args.against_plain:
-        plain = load_plain()
-        settings = plain.settings(cfg, model)
+    runners = {"package": Runner(partial(step, lambda: [model(batch)["loss_sem_seg"]]), {})}
+    if args.against_reference:
+        reference = load_reference()
+        settings = reference.settings(cfg, model)
         weights = dict(model.named_parameters()) | dict(model.named_buffers())
-        at_once = args.plain_crop_batch
+        at_once = args.reference_crop_batch
 
-        def plain_losses() -> Iterator[Tensor]:
-            """Of the batch part by part, each by its share of the batch."""
-            for some, of_some in zip(images.split(at_once), labels.split(at_once), strict=True):
-                loss = plain.loss(weights, some, of_some, text, **settings)
-                yield loss * len(some) / len(images)
+        def reference_losses() -> Iterator[Tensor]:
+            """Compute the loss chunk by chunk, each by its share of the batch."""
+            chunks = zip(images.split(at_once), labels.split(at_once), strict=True)
+            for chunk, targets in chunks:
+                loss = reference.loss(weights, chunk, targets, text, **settings)
+                yield loss * len(chunk) / len(images)
 
-        sides["plain"] = Side(partial(step, plain_losses), {})
-    return sides
+        runners["reference"] = Runner(partial(step, reference_losses), {})
+    return runners
 
 
-def text_sides(
+def text_runners(
     args: argparse.Namespace, cfg: CfgNode, model: CATSeg, count: int
-) -> dict[str, Side]:
-    """Text features of the vocabulary's first names, each in every template.
+) -> dict[str, Runner]:
+    """Encode the vocabulary's first names, each in every template.
 
     Raises:
         ValueError: if the vocabulary has fewer.
@@ -241,26 +244,26 @@ def text_sides(
     def package() -> Tensor:
         return F.normalize(encode_text(clip, tokens, batch_tokens=predictor.text_batch), dim=-1)
 
-    sides = {"package": Side(package, {})}
-    if args.against_plain:
-        plain = load_plain()
+    runners = {"package": Runner(package, {})}
+    if args.against_reference:
+        reference = load_reference()
         weights = clip.state_dict()
         block = clip.transformer.resblocks[0]
         quick = type(block.mlp.gelu).__name__ == "QuickGELU"
 
         @torch.no_grad()
-        def plainly() -> Tensor:
+        def reference_features() -> Tensor:
             batches = tokens.to(model.device).split(len(predictor.templates))
             heads = block.attn.num_heads
-            features = [plain.clip_text(weights, "", batch, heads, quick) for batch in batches]
+            features = [reference.clip_text(weights, "", batch, heads, quick) for batch in batches]
             return F.normalize(torch.cat(features), dim=-1)
 
-        sides["plain"] = Side(plainly, {})
-    return sides
+        runners["reference"] = Runner(reference_features, {})
+    return runners
 
 
-def load_plain() -> ModuleType:
-    """tests/plain.py of the clone.
+def load_reference() -> ModuleType:
+    """Load the reference implementation, tests/plain.py of the clone.
 
     Raises:
         ValueError: where there is none.
@@ -268,7 +271,9 @@ def load_plain() -> ModuleType:
     try:
         path = project_file("tests/plain.py")
     except ValueError as error:
-        raise ValueError("--against-plain needs a clone: tests/plain.py is not there.") from error
+        raise ValueError(
+            "--against-reference needs a clone: tests/plain.py is not there."
+        ) from error
     spec = importlib.util.spec_from_file_location("plain", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -277,9 +282,9 @@ def load_plain() -> ModuleType:
 
 
 def build(args: argparse.Namespace) -> tuple[CfgNode, CATSeg]:
-    """The model with random weights."""
+    """Build the model with random weights."""
     torch.manual_seed(0)
-    # The plain formulation has no stochastic depth.
+    # The reference has no stochastic depth.
     opts = ["TEST.TEXT_CACHE", "none", "MODEL.SWIN.DROP_PATH_RATE", "0.0", *args.opts]
     cfg = load_config(args.config_file, opts, args.device)
     model: CATSeg = build_model(cfg).eval()
@@ -305,83 +310,86 @@ def set_classes(model: CATSeg, classes: int) -> Tensor:
 
 
 def measure(args: argparse.Namespace, cfg: CfgNode, model: CATSeg, classes: int) -> dict[str, Any]:
-    """Everything that the options ask for, of one number of classes."""
+    """Measure what the options ask for, with one number of classes."""
     text = set_classes(model, classes)
     if args.training:
-        sides = training_sides(args, cfg, model, text)
+        runners = training_runners(args, cfg, model, text)
     elif args.text:
-        sides = text_sides(args, cfg, model, classes)
+        runners = text_runners(args, cfg, model, classes)
     else:
-        sides = inference_sides(args, cfg, model, text)
-    steps = tqdm(total=len(sides) * (1 + args.repeat + args.flops), desc=f"{classes} classes")
-    for side in sides.values():
-        side.first(model.device)
+        runners = inference_runners(args, cfg, model, text)
+    steps = tqdm(total=len(runners) * (1 + args.repeat + args.flops), desc=f"{classes} classes")
+    for runner in runners.values():
+        runner.first(model.device)
         steps.update()
-    difference = compare(*(side.result for side in sides.values())) if args.against_plain else {}
-    for side in sides.values():
-        side.result = torch.empty(0)
+    difference = (
+        compare(*(runner.result for runner in runners.values())) if args.against_reference else {}
+    )
+    for runner in runners.values():
+        runner.result = torch.empty(0)
     for _ in range(args.repeat):
-        for side in sides.values():  # in turns, so that both see the same machine
-            side.again(model.device, args.stages)
+        for runner in runners.values():  # in turns: both see the same machine
+            runner.again(model.device, args.stages)
             steps.update()
-    for side in sides.values() if args.flops else ():
-        side.count()
+    for runner in runners.values() if args.flops else ():
+        runner.count()
         steps.update()
     steps.close()
-    return {"classes": classes, **{n: s.summary() for n, s in sides.items()}, **difference}
+    return {
+        "classes": classes,
+        **{n: s.summary() for n, s in runners.items()},
+        **difference,
+    }
 
 
-def inference_sides(
+def inference_runners(
     args: argparse.Namespace, cfg: CfgNode, model: CATSeg, text: Tensor
-) -> dict[str, Side]:
-    """One image, by the package and, if asked for, by the plain formulation."""
+) -> dict[str, Runner]:
+    """Segment one image, by the package and, if asked for, the reference."""
     height, width = args.image_size
     scale = cfg.INPUT.MIN_SIZE_TEST / min(height, width)
     shape = (3, round(height * scale), round(width * scale))  # as the test mapper resizes it
     image = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).float()
-    sides = {"package": our_side(model, image, (height, width))}
-    if args.against_plain:
-        plain = load_plain()
-        sides["plain"] = plain_side(
-            plain, cfg, model, image, text, (height, width), args.plain_crop_batch
+    runners = {"package": package_runner(model, image, (height, width))}
+    if args.against_reference:
+        reference = load_reference()
+        runners["reference"] = reference_runner(
+            reference, cfg, model, image, text, (height, width), args.reference_crop_batch
         )
-    return sides
+    return runners
 
 
-def compare(ours: Tensor, plain: Tensor) -> dict[str, Any]:
-    """How far two results are apart."""
+def compare(ours: Tensor, reference: Tensor) -> dict[str, Any]:
+    """Compute how far two results are apart."""
     figures = {}
     if ours.dim() == 2 and ours.is_floating_point():
-        return {"largest_difference_of_features": (ours - plain).abs().max().item()}
+        return {"largest_difference_of_features": (ours - reference).abs().max().item()}
     if ours.dim() == 0:
-        return {"relative_difference_of_losses": (ours / plain - 1).abs().item()}
+        return {"relative_difference_of_losses": (ours / reference - 1).abs().item()}
     if ours.is_floating_point():
         figures["largest_difference_of_probabilities"] = max(
-            (a - b).abs().max().item() for a, b in zip(ours, plain, strict=True)
+            (a - b).abs().max().item() for a, b in zip(ours, reference, strict=True)
         )
-        ours, plain = ours.argmax(0), plain.argmax(0)
-    return {**figures, "share_of_other_labels": (ours != plain).float().mean().item()}
+        ours, reference = ours.argmax(0), reference.argmax(0)
+    return {**figures, "share_of_other_labels": (ours != reference).float().mean().item()}
 
 
 def measured_peak(device: torch.device, seconds: float = 1.0) -> float:
-    """GFLOP/s of large float32 matrix products, the better of two ways to ask for them."""
+    """Measure GFLOP/s of large float32 matrix products, the better of two ways to ask for them."""
     m, n = 4096, 1024
     a, b = torch.randn(m, n, device=device), torch.randn(n, n, device=device)
     rows = a.view(1, m, 1, n).permute(0, 3, 1, 2)  # (1, n, m, 1), channels last
-    best = 0.0
-    for product in (partial(torch.mm, a, b), partial(F.conv2d, rows, b[:, :, None, None])):
-        product()
-        start, times = _now(device), []
-        while _now(device) - start < seconds:
-            before = _now(device)
-            product()
-            times.append(_now(device) - before)
-        best = max(best, 2 * m * n**2 / 1e9 / statistics.median(times))
-    return best
+    names = {"a": a, "b": b, "rows": rows, "kernel": b[:, :, None, None], "torch": torch}
+    timers = [
+        Timer(product, globals=names, num_threads=torch.get_num_threads())
+        for product in ("torch.mm(a, b)", "torch.nn.functional.conv2d(rows, kernel)")
+    ]
+    fastest = min(timer.blocked_autorange(min_run_time=seconds).median for timer in timers)
+    return 2 * m * n**2 / 1e9 / fastest
 
 
 def environment(device: torch.device, allocator: str) -> dict[str, Any]:
-    """What the figures depend on besides the code."""
+    """Describe what the figures depend on besides the code."""
     return {
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
@@ -435,14 +443,14 @@ def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Results as text, one line a formulation."""
+    """Format results, one line an implementation."""
     lines = []
     for result in results:
-        for side in ("package", "plain"):
-            if side not in result:
+        for name in ("package", "reference"):
+            if name not in result:
                 continue
-            r = result[side]
-            line = f"{result['classes']:>6} classes  {side:<8}{r['seconds']:9.2f} s"
+            r = result[name]
+            line = f"{result['classes']:>6} classes  {name:<10}{r['seconds']:9.2f} s"
             line += f" ({r['seconds_least']:.2f} to {r['seconds_most']:.2f})"
             line += f"{r['peak_gigabytes_beyond_weights']:8.2f} GB beyond the weights"
             if "gflop" in r:
@@ -450,8 +458,8 @@ def table(results: list[dict[str, Any]]) -> str:
             lines.append(line)
             if stages := r.get("stage_seconds"):
                 lines.append("        " + ", ".join(f"{k} {v:.2f}" for k, v in stages.items()))
-        if "plain" in result:
-            times = result["plain"]["seconds"] / result["package"]["seconds"]
+        if "reference" in result:
+            times = result["reference"]["seconds"] / result["package"]["seconds"]
             apart = [f"{key.replace('_', ' ')} {result[key]:.1e}" for key in APART if key in result]
             lines.append(f"        {times:.2f} times as fast, {', '.join(apart)}")
     return "\n".join(lines)
@@ -475,10 +483,12 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--stages", action="store_true", help="time of each stage too")
     parser.add_argument("--flops", action="store_true", help="count operations too")
-    parser.add_argument("--against-plain", action="store_true", help="the plain formulation too")
     parser.add_argument(
-        "--plain-crop-batch", type=int, default=5, metavar="N",
-        help="crops that the plain formulation takes at once; fewer where memory is short",
+        "--against-reference", action="store_true", help="the reference implementation too"
+    )
+    parser.add_argument(
+        "--reference-crop-batch", type=int, default=5, metavar="N",
+        help="crops that the reference takes at once; fewer where memory is short",
     )  # fmt: skip
     parser.add_argument(
         "--allocator", choices=("default", "kept"), default="kept",

@@ -1,4 +1,4 @@
-"""The benchmark, on the small model: both formulations run, agree and are measured."""
+"""The benchmark, on the small model: both implementations run, agree and are measured."""
 
 import json
 from pathlib import Path
@@ -19,11 +19,11 @@ TILES = [
 
 
 @pytest.mark.parametrize("small", [SMALL, SMALL_2024])
-def test_both_formulations_are_measured_and_agree(
+def test_both_implementations_are_measured_and_agree(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     file = tmp_path / "out.json"
-    options = ["--classes", "5", "--repeat", "2", "--stages", "--flops", "--against-plain"]
+    options = ["--classes", "5", "--repeat", "2", "--stages", "--flops", "--against-reference"]
     options += ["--allocator", "default", "--json", str(file)]
     assert benchmark.main([*small, *options, *TILES]) == 0
     report = json.loads(file.read_text())
@@ -31,8 +31,8 @@ def test_both_formulations_are_measured_and_agree(
     assert result["classes"] == 5
     assert result["share_of_other_labels"] < 1e-3
     assert result["largest_difference_of_probabilities"] < 1e-5
-    for side in ("package", "plain"):
-        figures = result[side]
+    for name in ("package", "reference"):
+        figures = result[name]
         assert 0 < figures["seconds_least"] <= figures["seconds"] <= figures["seconds_most"]
         assert figures["gflop"] > 0 and figures["gflop_per_second"] > 0
         assert set(figures["stage_seconds"]) == {*benchmark.STAGES, "rest"}
@@ -43,21 +43,21 @@ def test_both_formulations_are_measured_and_agree(
 
 def test_training_steps_are_measured_and_agree(tmp_path: Path):
     file = tmp_path / "out.json"
-    options = ["--classes", "5", "--repeat", "1", "--training", "3", "--against-plain"]
-    options += ["--plain-crop-batch", "2"]  # two, then one
+    options = ["--classes", "5", "--repeat", "1", "--training", "3", "--against-reference"]
+    options += ["--reference-crop-batch", "2"]  # two, then one
     assert benchmark.main([*SMALL, *options, "--json", str(file), *TILES]) == 0
     (result,) = json.loads(file.read_text())["results"]
     assert result["relative_difference_of_losses"] < 1e-5
-    assert result["package"]["seconds"] > 0 and result["plain"]["seconds"] > 0
+    assert result["package"]["seconds"] > 0 and result["reference"]["seconds"] > 0
 
 
 def test_encoding_texts_is_measured_and_agrees(tmp_path: Path, capsys: pytest.CaptureFixture):
     file = tmp_path / "out.json"
-    options = ["--text", "--repeat", "0", "--against-plain", "--json", str(file)]
+    options = ["--text", "--repeat", "0", "--against-reference", "--json", str(file)]
     assert benchmark.main([*SMALL, "--classes", "3", *options]) == 0
     (result,) = json.loads(file.read_text())["results"]
     assert result["largest_difference_of_features"] < 1e-5
-    assert result["plain"]["seconds"] > 0
+    assert result["reference"]["seconds"] > 0
     assert benchmark.main([*SMALL, "--classes", "300", *options]) == 1
     assert "80 names, not 300" in capsys.readouterr().err
 
@@ -65,7 +65,7 @@ def test_encoding_texts_is_measured_and_agrees(tmp_path: Path, capsys: pytest.Ca
 def test_labels_alone_and_what_it_cannot_do(capsys: pytest.CaptureFixture):
     options = ["--classes", "3", "--repeat", "1", "--opts", "TEST.LABELS_ONLY", "True"]
     assert benchmark.main([*SMALL, *options]) == 0
-    assert benchmark.main([*SMALL, "--against-plain"]) == 1
+    assert benchmark.main([*SMALL, "--against-reference"]) == 1
     assert "TEST.SLIDING_WINDOW" in capsys.readouterr().err
 
 
@@ -74,8 +74,8 @@ def test_the_models_own_functions_come_back():
     _, model = benchmark.build(args)
     benchmark.set_classes(model, 3)
     image = torch.rand(3, 96, 128)
-    side = benchmark.our_side(model, image, (96, 128))
-    side.again(model.device, stages=True)
+    runner = benchmark.package_runner(model, image, (96, 128))
+    runner.again(model.device, stages=True)
     assert "encode" not in vars(model) and "forward" not in vars(
         model.sem_seg_head.predictor.transformer.layers[0].attention
     )

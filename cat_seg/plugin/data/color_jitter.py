@@ -1,4 +1,9 @@
-"""The colour jitter of SSD (Liu et al., ECCV 2016, section 2.2), INPUT.COLOR_AUG_SSD."""
+"""The colour jitter of SSD (Liu et al., ECCV 2016, section 2.2), INPUT.COLOR_AUG_SSD.
+
+torchvision's v2 transforms are not equal to it, so the lines are our own: brightness is a factor
+there and an offset here, contrast turns about the mean grey and not about black, and saturation
+blends with grey instead of scaling HSV's S; hue differs by rounding.
+"""
 
 from __future__ import annotations
 
