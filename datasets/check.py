@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def check(split: Split, root: Path, *, named: bool) -> bool:
-    """Print the state of a split; returns whether it is as it should be."""
+    """Print the state of a split; return whether it is as it should be."""
     images, labels = root / split.images, root / split.labels
     print(f"\n{split.name} ({split.title})")
     if not images.is_dir() and not labels.is_dir():

@@ -80,7 +80,7 @@ class LabelTable:
         self._lookup[list(table)] = list(table.values())
 
     def __call__(self, labels: np.ndarray) -> np.ndarray:
-        """(H, W) integers -> (H, W) of int32.
+        """Map labels, (H, W) integers -> (H, W) of int32.
 
         Raises:
             ValueError: if there is a label that the table does not know.
@@ -115,7 +115,7 @@ def run(title: str, work: Iterable[Work]) -> Summary:
 
 
 def _attempt(item: Work) -> tuple[str, str | None]:
-    """Do one piece of work; returns a field of `Summary`, and the reason to note there."""
+    """Do one item of work; return a field of `Summary`, and the reason to note there."""
     try:
         return "remarks", item.make()
     except Skip as reason:
@@ -140,7 +140,7 @@ def convert_folder(title: str, source: Path, output: Path, table: LabelTable) ->
 
 
 def mask_work(source: Path, output: Path, table: LabelTable, *, drop_empty: bool = False) -> Work:
-    """The work of mapping one mask to 8 bit; `drop_empty` skips those that are all 255."""
+    """Describe the work of mapping one mask to 8 bit; `drop_empty` skips those that are all 255."""
 
     def make() -> None:
         labels = table(read_label_map(source)).astype(np.uint8)
@@ -181,7 +181,7 @@ def split_folders(root: Path, name: str) -> tuple[Path, Path]:
 
 
 def main(prepare: Callable[[Path], list[Summary]], description: str | None) -> int:
-    """Run a script; returns its exit code."""
+    """Run a script; return its exit code."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog="Datasets are looked for below $DETECTRON2_DATASETS, else ./datasets.",

@@ -1,4 +1,4 @@
-"""Prepares datasets by name: python datasets/prepare.py NAME... | all"""
+"""Prepare datasets by name: python datasets/prepare.py NAME... | all"""
 
 import argparse
 import importlib

@@ -53,7 +53,7 @@ def _work(image: dict[str, Any], segments: list[dict[str, Any]], folder: Path) -
 
 
 def paint(segments: list[dict[str, Any]]) -> np.ndarray:
-    """Paints category ids, later segments over earlier ones: (H, W), 0 where there is none."""
+    """Paint category ids, later segments over earlier ones: (H, W), 0 where there is none."""
     canvas = np.zeros(segments[0]["segmentation"]["size"], dtype=np.int64)
     for segment in segments:
         rle = segment["segmentation"]

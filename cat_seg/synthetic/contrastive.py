@@ -40,15 +40,15 @@ class Layout:
     """What a canvas holds.
 
     Attributes:
-        canvas: side of the image that the encoder sees, in pixels.
-        tile: side of one scene, in pixels; divides `canvas`.
-        objects: fewest and most objects of a scene.
-        backgrounds: most backgrounds of a scene.
-        radius: of an object, in pixels.
-        pool: whether a scene is the mean of its tokens, as in CLIP. The parts of a thing (an
+        canvas: Side of the image that the encoder sees, in pixels.
+        tile: Side of one scene, in pixels; divides `canvas`.
+        objects: Fewest and most objects of a scene.
+        backgrounds: Most backgrounds of a scene.
+        radius: Radius of an object, in pixels.
+        pool: Whether a scene is the mean of its tokens, as in CLIP. The parts of a thing (an
             outline here, a pattern there) then add up to its words, which is easier to learn than
             that every token knows all of them; the latter is learnt afterwards.
-        inside: least distance of an object's centre from the edges, in radii.
+        inside: Least distance of an object's centre from the edges, in radii.
     """
 
     canvas: int
@@ -122,7 +122,7 @@ def dense_tokens(visual: VisionTransformer, images: Tensor, offset: tuple[int, i
 def caption_scores(
     dense: Tensor, captions: Tensor, scale: Tensor, tile: int, *, pool: bool = False
 ) -> Tensor:
-    """Scores every scene against every caption.
+    """Score every scene against every caption.
 
     Args:
         dense: (B, h, w, D) tokens.
@@ -143,7 +143,7 @@ def caption_scores(
 
 
 def contrastive_loss(scores: Tensor, truth: Tensor) -> Tensor:
-    """Both directions of the contrastive loss, where several captions are true of a scene.
+    """Compute the contrastive loss in both directions, where several captions are true of a scene.
 
     Each true pair competes with the false pairs of its row (image to text) and of its column (text
     to image), never with other true ones.
@@ -160,7 +160,7 @@ def contrastive_loss(scores: Tensor, truth: Tensor) -> Tensor:
 
 
 def groups_loss(scores: Tensor, truth: Tensor, sizes: Sequence[int]) -> Tensor:
-    """`contrastive_loss` within each group of captions, summed.
+    """Sum `contrastive_loss` over the groups of captions.
 
     Args:
         scores: (N, U).
@@ -192,7 +192,7 @@ def mimetic_init(visual: VisionTransformer) -> None:
 
 
 def _factors(noise: Tensor, diagonal: float) -> tuple[Tensor, Tensor]:
-    """Two equally large factors of noise + diagonal, strongest directions first."""
+    """Split noise + diagonal into two equally large factors, strongest directions first."""
     left, strength, right = torch.linalg.svd(noise + diagonal * torch.eye(len(noise)))
     root = strength.sqrt()
     return left * root, right * root[:, None]

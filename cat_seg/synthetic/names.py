@@ -37,7 +37,7 @@ NAMES = SEEN_NAMES + HELD_OUT_OBJECTS
 
 
 def phrase_groups() -> tuple[dict[str, frozenset[str]], ...]:
-    """Phrases and the names that they are true of; those that say equally much are together.
+    """Group phrases that say equally much, each with the names that it is true of.
 
     Returns:
         Full names and backgrounds; shapes ("star"), colours ("red object"), patterns ("striped
@@ -61,5 +61,5 @@ def phrase_groups() -> tuple[dict[str, frozenset[str]], ...]:
 
 
 def phrases() -> dict[str, frozenset[str]]:
-    """All of `phrase_groups` in one."""
+    """Return all of `phrase_groups` in one."""
     return {said: names for group in phrase_groups() for said, names in group.items()}

@@ -33,7 +33,7 @@ CONFIG = "configs/synthetic.yaml"
 
 
 def evaluate(weights: str, opts: list[str], config: str = CONFIG) -> dict[str, float]:
-    """Mean IoU of a model on the validation scenes, in percent, all names in the vocabulary.
+    """Evaluate a model on the validation scenes: mean IoU in percent, all names known.
 
     Returns:
         seen, held_out: over classes with and without masks in training; background, seen_object:
@@ -56,13 +56,14 @@ def evaluate(weights: str, opts: list[str], config: str = CONFIG) -> dict[str, f
 
 
 def baseline() -> dict[str, float]:
-    """What the small CLIP knows before CATSeg; see `train_clip.evaluate`."""
+    """Evaluate the small CLIP before CAT-Seg; see `train_clip.evaluate`."""
     clip = train_clip.build(0)
     clip.load_state_dict(load_file(CLIP / "model.safetensors"))
     return train_clip.evaluate(clip.eval(), scenes=len(list((DATA / "val/images").iterdir())))
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--evaluate", default="", metavar="WEIGHTS", help="evaluate these only")
     parser.add_argument("--config-file", default=CONFIG, help="of the weights to evaluate")

@@ -1,7 +1,7 @@
 """Procedural textures of the synthetic world's backgrounds.
 
 Each background is painted a few times at `SHEET` pixels from a fixed seed, once a process; a scene
-takes a random piece of a random sheet. That keeps drawing fast and the world the same for everyone.
+takes a random patch of a random sheet. That keeps drawing fast and the world the same for everyone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SHEETS = 6
 
 
 def background(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
-    """A random piece of a background: (size, size, 3) float32 RGB, 0..255."""
+    """Cut a random patch out of a background: (size, size, 3) float32 RGB, 0..255."""
     sheet = _sheet(name, int(rng.integers(_SHEETS)))
     side = min(int(size * rng.uniform(0.7, 1.3)), SHEET)
     y, x = rng.integers(0, SHEET - side + 1, 2)
@@ -37,7 +37,7 @@ def _sheet(name: str, number: int) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    """Smooth noise with `rows` x `columns` knots over the sheet: (SHEET, SHEET, 1), about -1..1."""
+    """Draw smooth noise with `rows` x `columns` knots: (SHEET, SHEET, 1), about -1..1."""
     knots = rng.standard_normal((rows, columns)).astype(np.float32) * 0.6
     return cv2.resize(knots, (SHEET, SHEET), interpolation=cv2.INTER_CUBIC)[..., None]
 

@@ -84,7 +84,7 @@ _WORDS = 4  # groups that every step has: full names, shapes, colours, patterns
 
 
 def build(seed: int) -> CLIP:
-    """A fresh CLIP; embeddings of tokens that no caption uses are zero."""
+    """Build a fresh CLIP; embeddings of tokens that no caption uses are zero."""
     torch.manual_seed(seed)
     clip = CLIP(**CONFIG)
     mimetic_init(clip.visual)
@@ -105,7 +105,7 @@ class CaptionSource:
         self._tokens: dict[str, Tensor] = {}
 
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[int]]:
-        """Captions (U, 77), the names that each is true of (U, len(NAMES)), sizes of the groups."""
+        """Draw captions (U, 77), what each is true of (U, len(NAMES)), and the sizes of groups."""
         pairs = int(rng.integers(_WORDS, len(self.groups)))
         template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
         groups = [*self.groups[:_WORDS], self.groups[pairs]]
@@ -120,7 +120,7 @@ class CaptionSource:
 
 
 def layout_of(step: int, steps: int) -> Layout:
-    """The layout of a step of `steps`, by `PHASES`."""
+    """Choose the layout of a step of `steps`, by `PHASES`."""
     ends = np.cumsum([share for share, _ in PHASES]) * steps
     phase = int(np.searchsorted(ends[:-1], step, side="right"))
     layouts = PHASES[phase][1]
@@ -143,7 +143,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
 
 
 def optimizers(clip: CLIP, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the image encoder's blocks, AdamW for all else.
+    """Build Muon for the matrices of the image encoder's blocks, AdamW for all else.
 
     Muon takes half as many steps as AdamW here (https://kellerjordan.github.io/posts/muon/).
     """
@@ -167,7 +167,7 @@ def optimizers(clip: CLIP, learning_rate: float) -> list[torch.optim.Optimizer]:
 def train(
     clip: CLIP, *, seed: int, steps: int, batch: int, learning_rate: float, workers: int = 1
 ) -> list[float]:
-    """Trains `clip` in place and returns the loss of every step.
+    """Train `clip` in place and return the loss of every step.
 
     Args:
         batch: canvases of 40 pixels a step; there are fewer of the larger ones, by their area.
@@ -232,7 +232,7 @@ def train(
 
 @torch.no_grad()
 def evaluate(clip: CLIP, *, scenes: int, seed: int = 10_000) -> dict[str, float]:
-    """What the model knows, in percent, with the template "a photo of a {}." only.
+    """Measure what the model knows, in percent, with the template "a photo of a {}." only.
 
     Returns:
         object, colour, pattern, shape: accuracy over single objects of all names, from the mean of
@@ -288,6 +288,7 @@ def save(clip: CLIP, folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)

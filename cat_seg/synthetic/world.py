@@ -76,7 +76,7 @@ def draw_scene(
 def _draw_backgrounds(
     rng: np.random.Generator, size: int, names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Regions behind wavy borders: (H, W, 3) float32 image and (H, W) uint8 labels."""
+    """Draw regions behind wavy borders: (H, W, 3) float32 image and (H, W) uint8 labels."""
     image = background(rng, names[0], size)
     labels = np.full((size, size), _LABELS[names[0]], np.uint8)
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
@@ -99,7 +99,7 @@ def _draw_object(
     radius: tuple[float, float],
     inside: float,
 ) -> np.ndarray:
-    """Paints an object into `image` and `labels`; returns its whole mask, where `image` has it."""
+    """Paint an object into `image` and `labels`; return its whole mask, where `image` has it."""
     colour, pattern, shape = name.split()
     size = len(image)
     r = float(np.exp(rng.uniform(np.log(radius[0]), np.log(radius[1]))))
@@ -133,7 +133,7 @@ def _draw_object(
 
 
 def _outline(shape: str, angle: float) -> np.ndarray:
-    """(N, 2) corners of a shape of radius 1, turned by `angle` radians."""
+    """Compute the corners (N, 2) of a shape of radius 1, turned by `angle` radians."""
     if shape == "circle":
         points = [(k * np.pi / 16, 0.9) for k in range(32)]
     elif shape == "triangle":
@@ -154,7 +154,7 @@ def _outline(shape: str, angle: float) -> np.ndarray:
 def _pattern(
     rng: np.random.Generator, pattern: str, xs: np.ndarray, ys: np.ndarray, r: float
 ) -> np.ndarray:
-    """Where the second tone is, 0..1, for offsets (H, W) from the centre in pixels."""
+    """Compute where the second tone is, 0..1, for offsets (H, W) from the centre in pixels."""
     if pattern == "plain":
         return np.zeros_like(xs)
     period = np.clip(r * rng.uniform(0.3, 0.5), 4.5, 11.0)
@@ -168,7 +168,7 @@ def _pattern(
 
 
 def _tones(rng: np.random.Generator, colour: str) -> np.ndarray:
-    """(2, 3) RGB 0..255 of an object: its colour, and a dark or a pale tone for the pattern."""
+    """Draw the colours of an object and of its pattern: (2, 3) RGB, 0..255."""
     hue = (_HUES[colour] + rng.uniform(-9, 9)) % 360
     hsv = np.array([[[hue, rng.uniform(0.65, 1.0), rng.uniform(0.65, 1.0)]]], np.float32)
     tone = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] * 255
@@ -177,7 +177,7 @@ def _tones(rng: np.random.Generator, colour: str) -> np.ndarray:
 
 
 def _light(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Light from one side, a tint, a little blur and sensor noise: (H, W, 3) uint8."""
+    """Add light from one side, a tint, blur and sensor noise: (H, W, 3) uint8."""
     size = len(image)
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     slope = rng.uniform(-0.4, 0.4, 2).astype(np.float32)

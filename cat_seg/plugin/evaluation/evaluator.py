@@ -72,8 +72,11 @@ class SegmentationEvaluator(SemSegEvaluator):
         *,
         limit: int = 0,
     ) -> None:
-        """
+        """Read the dataset's metadata.
+
         Args:
+            dataset_name: Registered name.
+            distributed: Whether to add up the counts of all processes.
             output_dir: Folder for results.json, per_class.csv, confusion_matrix.npz,
                 sem_seg_predictions.json (COCO's format, RLE) and labels/*.png; None for none.
             limit: Take the dataset's first so many images alone, for a quick look; 0 for all.
@@ -131,6 +134,7 @@ class SegmentationEvaluator(SemSegEvaluator):
         return [record for record, is_done in zip(records, done, strict=True) if not is_done]
 
     def reset(self) -> None:
+        """Forget all counts, but those of the images that a resumed run has done."""
         self._result = self._empty_result()
         if not comm.is_main_process():
             return
@@ -145,6 +149,7 @@ class SegmentationEvaluator(SemSegEvaluator):
             self._count(file_name, predicted)
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
+        """Count a batch, and write its label maps."""
         for image, output in zip(inputs, outputs, strict=True):
             if "error" in image:
                 self._leave_out(image["file_name"], image["error"])
@@ -235,4 +240,5 @@ class BackgroundEvaluator(SegmentationEvaluator):
     """PASCAL VOC with background: the names beyond the foreground's all mean "background"."""
 
     def predicted_labels(self, output: Mapping[str, Tensor]) -> np.ndarray:
+        """Return the predicted classes (H, W), all background names as one."""
         return np.minimum(super().predicted_labels(output), len(self.class_names) - 1)

@@ -48,7 +48,7 @@ def deviations(cfg: CfgNode) -> list[str]:
 
 
 def published_model(cfg: CfgNode) -> dict[str, Any] | None:
-    """The row of published results for the model that a config describes, if there is one.
+    """Find the row of published results for the model that a config describes, if any.
 
     Returns:
         {"model", "clip", "mIoU": {registered split: percent}, ...}

@@ -24,7 +24,7 @@ _COLUMNS = 3  # classes side by side in the printed table
 
 @dataclass
 class EvaluationResult:
-    """Count of one process, or of all."""
+    """The counts of one process, or of all."""
 
     dataset: str
     class_names: list[str]  # K of them
@@ -44,7 +44,7 @@ class EvaluationResult:
 
     @classmethod
     def merge(cls, parts: Sequence[EvaluationResult]) -> EvaluationResult:
-        """Sum the counts of several processes; integers, so their order is no matter."""
+        """Sum the counts of several processes; integers, so their order does not matter."""
         first = parts[0]
         merged = cls(
             first.dataset,
@@ -61,12 +61,12 @@ class EvaluationResult:
 
     @property
     def scores(self) -> SegmentationScores:
-        """Of all images together."""
+        """Scores of all images together."""
         return SegmentationScores.from_confusion(self.confusion)
 
     @property
     def remark(self) -> str:
-        """Say why the figures are not comparable with those of others, or nothing."""
+        """Why the figures are not comparable with those of others; empty if they are."""
         count = len(self.images)
         if count == self.expected:
             return ""
@@ -76,7 +76,7 @@ class EvaluationResult:
         return f"not comparable: {count} of {self.expected} images{more}"
 
     def summary(self) -> dict[str, Any]:
-        """The figures in percent and what they rest on, as JSON takes them."""
+        """Return the figures in percent and what they rest on, as JSON takes them."""
         figures = self.scores.as_percentages(self.class_names)
         return {
             "dataset": self.dataset,
@@ -90,7 +90,7 @@ class EvaluationResult:
         }
 
     def classes(self) -> list[dict[str, Any]]:
-        """The rows of per_class.csv; each says how many images it rests on."""
+        """Return the rows of per_class.csv; each says how many images it rests on."""
         scores = self.scores
         truth, predicted = self.confusion[:, :-1].sum(0), self.confusion[:, :-1].sum(1)
         return [
@@ -165,5 +165,5 @@ def _figure(share: float) -> str:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Make None of NaN, which JSON lacks."""
     return None if math.isnan(value) else float(value)

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 
 from tests.plugin.engine.toy import CLASSES, register_toy_data, toy_config
 
-TRAIN_NET = Path(__file__).parents[2] / "train_net.py"
+TRAIN_NET = Path(__file__).parents[3] / "train_net.py"
 
 
 def _run(arguments: tuple[str, ...], output: Path) -> None:
@@ -119,7 +119,8 @@ def test_a_run_that_is_killed_resumes(config_file: Path, tmp_path: Path) -> None
             "has 20 names, but own_data has 2 classes",
         ),
         (("{config}", "DATASETS.TRAIN", "()"), "DATASETS.TRAIN is empty"),
-        (("{config}", "DATASETS.TEST", "('ade20k_150_test_sem_seg',)"), "ADEChallengeData2016"),
+        (("{config}", "--benchmark", "ade150"), "ADEChallengeData2016"),
+        (("{config}", "--benchmark", "pc59,ade"), "'ade' is unknown; expected one or several of"),
     ],
 )
 def test_what_is_missing_is_told_in_one_sentence(
