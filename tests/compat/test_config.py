@@ -75,14 +75,6 @@ def test_unknown_key_and_missing_file_are_errors(d2, tmp_path):
         d2("config").get_cfg().merge_from_file(str(tmp_path / "none.yaml"))
 
 
-def test_global_config_follows(d2):
-    config = d2("config")
-    cfg = config.get_cfg()
-    cfg.OUTPUT_DIR = "there"
-    config.set_global_cfg(cfg)
-    assert config.global_cfg.OUTPUT_DIR == "there"
-
-
 def test_configurable_init(d2):
     config = d2("config")
 

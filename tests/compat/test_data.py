@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from fvcore.transforms.transform import CropTransform, HFlipTransform
 from PIL import Image
 
 from tests.compat.implementations import IS_REAL, Implementation
@@ -94,28 +95,6 @@ def test_load_sem_seg_pairs_by_name(d2, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_read_upright(d2, tmp_path, orientation):
-    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    undo = {2: "fliplr", 3: "rot180", 4: "flipud", 5: "T", 6: "rot90", 7: "anti", 8: "rot270"}
-    stored = {
-        "fliplr": lambda x: x[:, ::-1],
-        "rot180": lambda x: x[::-1, ::-1],
-        "flipud": lambda x: x[::-1],
-        "T": lambda x: x.transpose(1, 0, 2),
-        "rot90": lambda x: np.rot90(x),  # shown turned clockwise
-        "anti": lambda x: np.rot90(x.transpose(1, 0, 2), 2),
-        "rot270": lambda x: np.rot90(x, -1),
-    }.get(undo.get(orientation, ""), lambda x: x)(pixels)
-    exif = Image.Exif()
-    exif[274] = orientation
-    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x.png", exif=exif)
-    read_image = d2("data.detection_utils").read_image
-    np.testing.assert_array_equal(read_image(str(tmp_path / "x.png"), "RGB"), pixels)
-    np.testing.assert_array_equal(read_image(str(tmp_path / "x.png"), "BGR"), pixels[..., ::-1])
-    assert read_image(str(tmp_path / "x.png"), "L").shape == (2, 3, 1)
-
-
 def test_image_of_another_size_is_an_error(d2):
     utils = d2("data.detection_utils")
     sample: dict = {}
@@ -123,27 +102,6 @@ def test_image_of_another_size_is_an_error(d2):
     assert sample == {"height": 4, "width": 6}
     with pytest.raises(utils.SizeMismatchError, match=r"x\.jpg"):
         utils.check_image_size({"width": 5, "height": 4, "file_name": "x.jpg"}, np.zeros((4, 6)))
-
-
-def test_augmentations_take_what_they_name(d2):
-    T = d2("data.transforms")
-
-    class Shift(T.Augmentation):
-        def __init__(self, by=1):
-            self.by = by
-
-        def get_transform(self, image, sem_seg):
-            assert sem_seg.shape == image.shape[:2]
-            return T.CropTransform(self.by, 0, image.shape[1] - self.by, image.shape[0])
-
-    image = np.random.rand(4, 6, 3).astype(np.float32)
-    labels = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    both = T.AugInput(image, sem_seg=labels)
-    transforms = T.AugmentationList([Shift(by=2), T.HFlipTransform(4)])(both)
-    np.testing.assert_array_equal(both.image, image[:, 2:][:, ::-1])
-    np.testing.assert_array_equal(both.sem_seg, labels[:, 2:][:, ::-1])
-    np.testing.assert_array_equal(transforms.apply_image(image), both.image)
-    assert repr(Shift(by=2)) == "Shift(by=2)" and repr(Shift()) == "Shift()"
 
 
 def test_crop_with_one_class_is_drawn_again(d2):
@@ -159,37 +117,29 @@ def test_crop_with_one_class_is_drawn_again(d2):
     assert count >= 10  # without the constraint: about 3
 
 
-def test_mapper_gives_tensors(d2, scenes):
-    cfg = d2("config").get_cfg()
-    cfg.INPUT.MIN_SIZE_TEST = 20
-    sample = d2("data").DatasetMapper(cfg, False)(scenes[0])
-    assert sample["image"].dtype == torch.uint8 and sample["image"].shape == (3, 20, 30)
-    assert sample["sem_seg"].dtype == torch.int64 and sample["sem_seg"].shape == (20, 30)
-    assert (sample["height"], sample["width"]) == (40, 60)
-    assert "sem_seg_file_name" in scenes[0]  # the listing is not changed
+def test_augmentations_take_what_they_name(d2):
+    T = d2("data.transforms")
 
+    class Shift(T.Augmentation):
+        def __init__(self, by=1):
+            self.by = by
 
-@needs_both
-@pytest.mark.parametrize("crop", [None, "absolute", "absolute_range", "relative", "relative_range"])
-def test_mapper_gives_the_same(scenes, crop):
-    outputs = []
-    for d2 in both():
-        cfg = d2("config").get_cfg()
-        cfg.INPUT.MIN_SIZE_TRAIN = (20, 24, 30)
-        cfg.INPUT.MAX_SIZE_TRAIN = 40
-        cfg.INPUT.FORMAT = "RGB"
-        if crop:
-            cfg.INPUT.CROP.ENABLED = True
-            cfg.INPUT.CROP.TYPE = crop
-            cfg.INPUT.CROP.SIZE = [16, 24] if "absolute" in crop else [0.5, 0.7]
-        mapper = d2("data").DatasetMapper(cfg, True)
-        np.random.seed(3)
-        outputs.append((repr(mapper.augmentations), [mapper(s) for s in scenes * 3]))
-    assert outputs[0][0] == outputs[1][0]
-    for theirs, ours in zip(outputs[0][1], outputs[1][1], strict=True):
-        assert theirs.keys() == ours.keys()
-        assert torch.equal(theirs["image"], ours["image"])
-        assert torch.equal(theirs["sem_seg"], ours["sem_seg"])
+        def get_transform(self, image, sem_seg):
+            assert sem_seg.shape == image.shape[:2]
+            return CropTransform(self.by, 0, image.shape[1] - self.by, image.shape[0])
+
+    class Mirror(T.Augmentation):
+        def get_transform(self, picture):
+            return HFlipTransform(picture.shape[1])
+
+    image = np.random.rand(4, 6, 3).astype(np.float32)
+    labels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    both = T.AugInput(image, sem_seg=labels)
+    transforms = T.AugmentationList([Shift(by=2), Mirror()])(both)
+    np.testing.assert_array_equal(both.image, image[:, 2:][:, ::-1])
+    np.testing.assert_array_equal(both.sem_seg, labels[:, 2:][:, ::-1])
+    np.testing.assert_array_equal(transforms.apply_image(image), both.image)
+    assert repr(Shift(by=2)) == "Shift(by=2)" and repr(Shift()) == "Shift()"
 
 
 @needs_both
@@ -204,6 +154,8 @@ def test_augmentations_give_the_same(scenes):
             T.ResizeShortestEdge([30, 35, 0], 45, "choice"),
             T.RandomCrop_CategoryAreaConstraint("absolute", [18, 18], 0.6, 255),
             T.RandomCrop_CategoryAreaConstraint("relative", [0.9, 0.9], 1.0),
+            T.RandomCrop_CategoryAreaConstraint("absolute_range", [8, 20], 0.9, 255),
+            T.RandomCrop_CategoryAreaConstraint("relative_range", [0.5, 0.7], 0.9, 255),
             T.RandomFlip(0.3, horizontal=False, vertical=True),
         ]
         np.random.seed(5)
@@ -247,83 +199,48 @@ def test_samplers_share_among_processes(d2, monkeypatch, world_size):
         assert drawn == stream[rank::world_size][:4]
 
 
-def test_map_dataset_draws_again_where_the_map_gives_none(d2):
-    mapped = d2("data").MapDataset([0, 1, 2, 3], lambda x: None if x == 1 else x * 10)
-    assert len(mapped) == 4
-    assert [mapped[i] for i in (0, 2, 3)] == [0, 20, 30] and mapped[1] in (0, 20, 30)
-
-
-@pytest.mark.parametrize("serialize", [True, False])
-def test_dataset_from_list(d2, serialize):
-    items = [{"a": i, "b": "x" * i} for i in range(4)]
-    dataset = d2("data").DatasetFromList(items, serialize=serialize)
-    assert [dataset[i] for i in range(len(dataset))] == items
-    assert dataset[1] is not items[1]
-
-
-def test_test_loader_gives_each_sample_once(d2, register):
+def test_test_loader_gives_each_sample_once(d2, register, scenes):
     name = register(d2)
     cfg = d2("config").get_cfg()
     cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.INPUT.MIN_SIZE_TEST = 0
-    loader = d2("data").build_detection_test_loader(cfg, name)
+    loader = d2("data").build_detection_test_loader(
+        cfg, name, mapper=lambda sample: sample["file_name"]
+    )
     assert len(loader) == 5
-    assert [len(batch) for batch in loader] == [1] * 5
+    assert list(loader) == [[sample["file_name"]] for sample in scenes]
     by_two = d2("data").build_detection_test_loader([1, 2, 3], mapper=None, batch_size=2)
     assert list(by_two) == [[1, 2], [3]]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_train_loader_gives_batches_in_the_sampler_s_order(d2, num_workers):
-    sampler = d2("data.samplers").TrainingSampler(6, seed=4)
-    loader = d2("data").build_detection_train_loader(
-        list(range(6)),
-        mapper=None,
-        sampler=sampler,
-        total_batch_size=2,
-        aspect_ratio_grouping=False,
-        num_workers=num_workers,
-    )
-    batches = list(islice(iter(loader), 5))
-    assert [i for batch in batches for i in batch] == list(islice(sampler, 10))
+def double(x):
+    return 2 * x
 
 
-def test_train_loader_groups_by_aspect_ratio(d2, register):
-    name = register(d2)
-    cfg = d2("config").get_cfg()
-    cfg.DATASETS.TRAIN = (name,)
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.SOLVER.IMS_PER_BATCH = 2
-    cfg.INPUT.MIN_SIZE_TRAIN = (20,)
-    cfg.SEED = 1
-    loader = d2("data").build_detection_train_loader(cfg)
-    for batch in islice(iter(loader), 6):
-        assert len(batch) == 2
-        assert len({sample["width"] > sample["height"] for sample in batch}) == 1
-
-
-def test_worker_seeds_differ(d2):
-    reset = d2("data.build").worker_init_reset_seed
-    drawn = []
-    for worker in (0, 1, 0):
-        torch.manual_seed(9)
-        reset(worker)
-        drawn.append((np.random.rand(), torch.rand(1).item()))
-    assert drawn[0] == drawn[2] != drawn[1]
+def test_test_loader_loads_in_worker_processes(d2):
+    loader = d2("data").build_detection_test_loader([*range(5)], mapper=double, num_workers=2)
+    assert list(loader) == [[0], [2], [4], [6], [8]]
 
 
 @needs_both
-def test_loaders_log_the_same(register, caplog, monkeypatch):
+def test_mappers_log_the_same(caplog, monkeypatch):
     logs = []
     for d2 in both():
-        cfg = d2("config").get_cfg()
-        cfg.DATASETS.TRAIN = (register(d2),)
-        cfg.DATALOADER.NUM_WORKERS = 0
+        T = d2("data.transforms")
         monkeypatch.setattr(logging.getLogger(d2.name), "propagate", True)
         caplog.clear()
         with caplog.at_level(logging.INFO, logger=d2.name):
-            d2("data").build_detection_train_loader(cfg)
-        lines = [record.getMessage() for record in caplog.records]
-        # names a class, which is the real one's
-        logs.append([line for line in lines if not line.startswith("Serializing the dataset")])
-    assert logs[0] == logs[1] and len(logs[0]) == 5
+            mapper = d2("data").DatasetMapper(
+                True, augmentations=[T.RandomFlip(0.2)], image_format="RGB"
+            )
+        settings = (mapper.is_train, mapper.image_format, str(mapper.augmentations))
+        logs.append(([record.getMessage() for record in caplog.records], settings))
+    assert logs[0] == logs[1] and len(logs[0][0]) == 1
+
+
+@needs_both
+def test_augmentations_of_testing_are_the_same():
+    made = [
+        d2("data.detection_utils").build_augmentation(d2("config").get_cfg(), False)
+        for d2 in both()
+    ]
+    assert str(made[0]) == str(made[1])

@@ -18,7 +18,7 @@ import cat_seg.compat
 from tests.compat.implementations import IS_REAL, STAND_IN_FOLDER, Implementation
 
 PROJECT = Path(cat_seg.compat.__file__).parents[2]
-SOURCES = ("cat_seg", "demo", "datasets", "tests", "train_net.py")
+SOURCES = ("cat_seg", "demo", "datasets", "train_net.py")
 
 
 class Use(NamedTuple):

@@ -2,6 +2,7 @@
 
 import math
 
+import detectron2
 import numpy as np
 import pytest
 import torch
@@ -59,6 +60,7 @@ def test_scores_without_ground_truth():
     assert math.isnan(scores.miou) and math.isnan(scores.pixel_accuracy)
 
 
+@pytest.mark.skipif("+cat_seg" in detectron2.__version__, reason="needs the real detectron2")
 def test_same_keys_and_numbers_as_detectron2(maps, tmp_path):
     predicted, truth = maps
     names = [f"c{i}" for i in range(CLASSES)]

@@ -1,5 +1,5 @@
 """Configuration: defaults, YAML files with inheritance, and construction from a config."""
 
-from .config import CfgNode, configurable, get_cfg, global_cfg, set_global_cfg
+from .config import CfgNode, configurable, get_cfg
 
-__all__ = ["CfgNode", "configurable", "get_cfg", "global_cfg", "set_global_cfg"]
+__all__ = ["CfgNode", "configurable", "get_cfg"]

@@ -47,19 +47,12 @@ class CfgNode(_CfgNode):
         self.merge_from_other_cfg(loaded)
 
 
-global_cfg = CfgNode()
 _DEFAULTS = CfgNode(DEFAULTS)
 
 
 def get_cfg() -> CfgNode:
     """Return a new config that holds the defaults."""
     return _DEFAULTS.clone()
-
-
-def set_global_cfg(cfg: CfgNode) -> None:
-    """Let `global_cfg` hold what `cfg` holds."""
-    global_cfg.clear()
-    global_cfg.update(cfg)
 
 
 def configurable(init_func=None, *, from_config=None):

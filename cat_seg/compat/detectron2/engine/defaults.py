@@ -1,4 +1,4 @@
-"""What most projects do: command line, set-up, prediction, training."""
+"""What most projects do: command line, set-up, training."""
 
 from __future__ import annotations
 
@@ -6,62 +6,24 @@ import argparse
 import logging
 import os
 import sys
-import weakref
 from collections import OrderedDict
 from typing import Any
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import DetectionCheckpointer
-from ..data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
-from ..data import transforms as T
-from ..evaluation import (
-    DatasetEvaluator,
-    inference_on_dataset,
-    print_csv_format,
-    verify_results,
-)
+from ..evaluation import DatasetEvaluator, inference_on_dataset, verify_results
+from ..evaluation.testing import print_csv_format
 from ..modeling import build_model
-from ..solver import build_lr_scheduler, build_optimizer
 from ..utils import comm
 from ..utils.collect_env import collect_env_info
 from ..utils.env import seed_all_rng
 from ..utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from ..utils.file_io import PathManager
 from ..utils.logger import setup_logger
-from . import hooks
-from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
-
-__all__ = [
-    "DefaultPredictor",
-    "DefaultTrainer",
-    "create_ddp_model",
-    "default_argument_parser",
-    "default_setup",
-    "default_writers",
-]
-
-
-def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
-    """Wrap a model for data parallel training, if there are several processes.
-
-    Args:
-        model: the model, on its device.
-        **kwargs: of `DistributedDataParallel`.
-    """
-    if comm.get_world_size() == 1:
-        return model
-    if next(model.parameters()).is_cuda:
-        kwargs.setdefault("device_ids", [comm.get_local_rank()])
-    return DistributedDataParallel(model, **kwargs)
+from .train_loop import SimpleTrainer, TrainerBase
 
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
@@ -147,84 +109,30 @@ def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventW
     ]
 
 
-class DefaultPredictor:
-    """The model of a config, with its weights, for one image at a time.
-
-    Attributes:
-        metadata: of DATASETS.TEST[0].
-        model: in evaluation mode.
-    """
-
-    def __init__(self, cfg: CfgNode):
-        self.cfg = cfg.clone()  # a model may change it
-        self.model = build_model(self.cfg).eval()
-        if len(cfg.DATASETS.TEST):
-            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        shortest = cfg.INPUT.MIN_SIZE_TEST
-        self.aug = T.ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
-        self.input_format = cfg.INPUT.FORMAT
-        assert self.input_format in ("RGB", "BGR"), self.input_format
-
-    @torch.no_grad()
-    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
-        """Return what the model says of an image (H, W, 3), BGR, 0..255."""
-        if self.input_format == "RGB":
-            original_image = original_image[:, :, ::-1]
-        height, width = original_image.shape[:2]
-        resized = self.aug.get_transform(original_image).apply_image(original_image)
-        image = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
-        return self.model([{"image": image, "height": height, "width": width}])[0]
-
-
 class DefaultTrainer(TrainerBase):
     """Training as the config says, with checkpoints, evaluation and logs.
 
-    A subclass replaces the `build_*` methods that it needs to.
+    A subclass makes the parts, which are declared here, in its `__init__`; and it defines
+    `build_test_loader` and `build_evaluator`.
     """
 
-    def __init__(self, cfg: CfgNode):
-        super().__init__()
-        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
-            setup_logger()
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
-        model = create_ddp_model(model, broadcast_buffers=False)
-        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer: SimpleTrainer = trainer(model, data_loader, optimizer)
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
-        self.register_hooks(self.build_hooks())
+    cfg: CfgNode
+    checkpointer: DetectionCheckpointer
+    scheduler: Any
+    _trainer: SimpleTrainer
+    _last_eval_results: dict[str, Any]
 
     @property
     def model(self) -> nn.Module:
         return self._trainer.model
 
-    @model.setter
-    def model(self, value: nn.Module) -> None:
-        self._trainer.model = value
-
     @property
     def data_loader(self) -> Any:
         return self._trainer.data_loader
 
-    @data_loader.setter
-    def data_loader(self, value: Any) -> None:
-        self._trainer.data_loader = value
-
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         return self._trainer.optimizer
-
-    @optimizer.setter
-    def optimizer(self, value: torch.optim.Optimizer) -> None:
-        self._trainer.optimizer = value
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint in OUTPUT_DIR if there is one, else load MODEL.WEIGHTS.
@@ -235,23 +143,6 @@ class DefaultTrainer(TrainerBase):
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1  # the checkpoint's iteration is done
-
-    def build_hooks(self) -> list[HookBase | None]:
-        """Make the hooks; writing comes last, so that all results are there."""
-        cfg = self.cfg
-
-        def test_and_save_results() -> dict[str, Any]:
-            self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
-
-        result: list[HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler()]
-        if comm.is_main_process():
-            period = cfg.SOLVER.CHECKPOINT_PERIOD
-            result.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
-        result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test_and_save_results))
-        if comm.is_main_process():
-            result.append(hooks.PeriodicWriter(self.build_writers(), period=20))
-        return result
 
     def build_writers(self) -> list[EventWriter]:
         """Make what writes scalars."""
@@ -284,31 +175,14 @@ class DefaultTrainer(TrainerBase):
         return model
 
     @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Build the optimizer."""
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """Build the schedule of learning rates."""
-        return build_lr_scheduler(cfg, optimizer)
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Build the loader of DATASETS.TRAIN."""
-        return build_detection_train_loader(cfg)
-
-    @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Build the loader of one of DATASETS.TEST."""
-        return build_detection_test_loader(cfg, dataset_name)
+        raise NotImplementedError
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Build the evaluator of one of DATASETS.TEST; to be defined by a subclass."""
-        raise NotImplementedError(
-            "To evaluate, define `build_evaluator()` in a subclass of DefaultTrainer."
-        )
+        """Build the evaluator of one of DATASETS.TEST."""
+        raise NotImplementedError
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
@@ -324,11 +198,6 @@ class DefaultTrainer(TrainerBase):
         """
         logger = logging.getLogger(__name__)
         names = cfg.DATASETS.TEST
-        if isinstance(evaluators, DatasetEvaluator):
-            evaluators = [evaluators]
-        assert evaluators is None or len(evaluators) == len(names), (
-            f"{len(names)} != {len(evaluators)}"
-        )
         results: dict[str, Any] = OrderedDict()
         for i, name in enumerate(names):
             loader = cls.build_test_loader(cfg, name)

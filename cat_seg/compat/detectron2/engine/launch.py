@@ -14,8 +14,6 @@ import torch.multiprocessing as mp
 
 from ..utils import comm
 
-__all__ = ["DEFAULT_TIMEOUT", "launch"]
-
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
@@ -80,7 +78,6 @@ def _join(
     except Exception:
         logging.getLogger(__name__).error(f"Process group URL: {dist_url}")
         raise
-    comm.create_local_process_group(local_size)
     if has_gpu:
         torch.cuda.set_device(local_rank)
     comm.synchronize()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,11 +14,9 @@ from torch import nn
 from ..utils import comm
 from ..utils.events import EventStorage, get_event_storage
 
-__all__ = ["AMPTrainer", "HookBase", "SimpleTrainer", "TrainerBase"]
-
 
 class HookBase:
-    """Called by a trainer: before_train, (before_step, after_backward, after_step)*, after_train.
+    """Called by a trainer: before_train, (before_step, after_step)*, after_train.
 
     `trainer` is set when the hook is registered.
     """
@@ -35,9 +31,6 @@ class HookBase:
 
     def before_step(self) -> None:
         """Called before each step."""
-
-    def after_backward(self) -> None:
-        """Called when a step has computed its gradients."""
 
     def after_step(self) -> None:
         """Called after each step."""
@@ -107,10 +100,6 @@ class TrainerBase:
         for hook in self._hooks:
             hook.before_step()
 
-    def after_backward(self) -> None:
-        for hook in self._hooks:
-            hook.after_backward()
-
     def after_step(self) -> None:
         for hook in self._hooks:
             hook.after_step()
@@ -142,15 +131,13 @@ class TrainerBase:
 
 
 class SimpleTrainer(TrainerBase):
-    """One model, one loader, one optimizer: a step is forward, backward, update."""
+    """One model, one loader, one optimizer; a subclass says what a step is, in `run_step`."""
 
     def __init__(
         self,
         model: nn.Module,
         data_loader: Any,
         optimizer: torch.optim.Optimizer,
-        gather_metric_period: int = 1,
-        zero_grad_before_forward: bool = False,
     ):
         """Keep the parts, and put the model in training mode.
 
@@ -158,16 +145,12 @@ class SimpleTrainer(TrainerBase):
             model: takes a batch, and returns a loss or losses by name.
             data_loader: batches without end.
             optimizer: of the model.
-            gather_metric_period: iterations between collections of losses from all processes.
-            zero_grad_before_forward: when gradients are dropped; else before backward.
         """
         super().__init__()
         model.train()
         self.model = model
         self.data_loader = data_loader
         self.optimizer = optimizer
-        self.gather_metric_period = gather_metric_period
-        self.zero_grad_before_forward = zero_grad_before_forward
         self._data_loader_iter_obj: Iterator[Any] | None = None
 
     @property
@@ -176,77 +159,32 @@ class SimpleTrainer(TrainerBase):
             self._data_loader_iter_obj = iter(self.data_loader)
         return self._data_loader_iter_obj
 
-    def run_step(self) -> None:
-        assert self.model.training, f"[{type(self).__name__}] model was changed to eval mode!"
-        start = time.perf_counter()
-        batch = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        if self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        with self._forward_context():
-            losses = self.model(batch)
-            if isinstance(losses, torch.Tensor):
-                losses = {"total_loss": losses}
-            loss = sum(losses.values())
-        if not self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        self._backward(loss)
-        self.after_backward()
-        self._write_metrics(losses, data_time)
-        self._update()
-
-    def _forward_context(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext()
-
-    def _backward(self, loss: Any) -> None:
-        loss.backward()
-
-    def _update(self) -> None:
-        self.optimizer.step()
-
-    def _write_metrics(
-        self,
-        loss_dict: Mapping[str, torch.Tensor],
-        data_time: float,
-        prefix: str = "",
-        iter: int | None = None,
-    ) -> None:
-        iter = self.iter if iter is None else iter
-        if (iter + 1) % self.gather_metric_period == 0:
-            SimpleTrainer.write_metrics(loss_dict, data_time, iter, prefix)
-
-    @staticmethod
-    def write_metrics(
-        loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int, prefix: str = ""
-    ) -> None:
+    def _write_metrics(self, loss_dict: Mapping[str, torch.Tensor], data_time: float) -> None:
         """Store the mean of each loss over processes, and their sum.
 
         Args:
             loss_dict: losses by name.
             data_time: seconds spent on loading; the longest of all processes is stored.
-            cur_iter: the iteration.
-            prefix: of the sum's name.
 
         Raises:
             FloatingPointError: if the sum is not finite.
         """
         storage = get_event_storage()
-        storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
+        storage.put_scalars(cur_iter=self.iter, rank_data_time=data_time)
         mine = {name: loss.detach().cpu().item() for name, loss in loss_dict.items()}
         gathered = comm.gather((data_time, mine))
         if not comm.is_main_process():
             return
         times, all_losses = zip(*gathered, strict=True)
-        storage.put_scalar("data_time", max(times), cur_iter=cur_iter)
         means = {name: np.mean([losses[name] for losses in all_losses]) for name in mine}
         total = sum(means.values())
         if not np.isfinite(total):
             raise FloatingPointError(
-                f"Loss became infinite or NaN at iteration={cur_iter}!\nloss_dict = {means}"
+                f"Loss became infinite or NaN at iteration={self.iter}!\nloss_dict = {means}"
             )
-        storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
+        storage.put_scalars(cur_iter=self.iter, data_time=max(times), total_loss=total)
         if len(means) > 1:
-            storage.put_scalars(cur_iter=cur_iter, **means)
+            storage.put_scalars(cur_iter=self.iter, **means)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -254,55 +192,3 @@ class SimpleTrainer(TrainerBase):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
-
-
-class AMPTrainer(SimpleTrainer):
-    """A `SimpleTrainer` whose forward pass runs in lower precision, on CUDA."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data_loader: Any,
-        optimizer: torch.optim.Optimizer,
-        gather_metric_period: int = 1,
-        zero_grad_before_forward: bool = False,
-        grad_scaler: Any = None,
-        precision: torch.dtype = torch.float16,
-    ):
-        """Keep the parts.
-
-        Args:
-            model: see `SimpleTrainer`, as the next ones.
-            data_loader: batches.
-            optimizer: of the model.
-            gather_metric_period: iterations.
-            zero_grad_before_forward: when gradients are dropped.
-            grad_scaler: keeps small gradients from vanishing; None makes one.
-            precision: of the forward pass.
-        """
-        super().__init__(
-            model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward
-        )
-        self.grad_scaler = torch.cuda.amp.GradScaler() if grad_scaler is None else grad_scaler
-        self.precision = precision
-
-    def run_step(self) -> None:
-        assert torch.cuda.is_available(), "SOLVER.AMP needs a CUDA device"
-        super().run_step()
-
-    def _forward_context(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast("cuda", dtype=self.precision)
-
-    def _backward(self, loss: Any) -> None:
-        self.grad_scaler.scale(loss).backward()
-
-    def _update(self) -> None:
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

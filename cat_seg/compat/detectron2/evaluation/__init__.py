@@ -1,20 +1,7 @@
 """Running a model over a dataset, and measuring it."""
 
-from .evaluator import (
-    DatasetEvaluator,
-    DatasetEvaluators,
-    inference_context,
-    inference_on_dataset,
-)
+from .evaluator import DatasetEvaluator, inference_on_dataset
 from .sem_seg_evaluation import SemSegEvaluator
-from .testing import print_csv_format, verify_results
+from .testing import verify_results
 
-__all__ = [
-    "DatasetEvaluator",
-    "DatasetEvaluators",
-    "SemSegEvaluator",
-    "inference_context",
-    "inference_on_dataset",
-    "print_csv_format",
-    "verify_results",
-]
+__all__ = ["DatasetEvaluator", "SemSegEvaluator", "inference_on_dataset", "verify_results"]

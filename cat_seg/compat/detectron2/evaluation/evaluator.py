@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from ..utils import comm
-from ..utils.logger import log_every_n_seconds
 
 
 class DatasetEvaluator:
@@ -31,46 +30,17 @@ class DatasetEvaluator:
         return None
 
 
-class DatasetEvaluators(DatasetEvaluator):
-    """Several evaluators as one."""
-
-    def __init__(self, evaluators: Sequence[DatasetEvaluator]):
-        self._evaluators = evaluators
-
-    def reset(self) -> None:
-        for evaluator in self._evaluators:
-            evaluator.reset()
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        for evaluator in self._evaluators:
-            evaluator.process(inputs, outputs)
-
-    def evaluate(self) -> dict[str, Any]:
-        results: dict[str, Any] = OrderedDict()
-        for evaluator in self._evaluators:
-            result = evaluator.evaluate()
-            for task, metrics in (result or {}).items() if comm.is_main_process() else ():
-                assert task not in results, (
-                    f"Different evaluators produce results with the same key {task}"
-                )
-                results[task] = metrics
-        return results
-
-
 def inference_on_dataset(
     model: Callable[[Any], Any],
     data_loader: Any,
-    evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
-    callbacks: dict[str, Callable[[], None]] | None = None,
+    evaluator: DatasetEvaluator,
 ) -> dict[str, Any]:
     """Run a model, in evaluation mode, over a loader, and log how long each part takes.
 
     Args:
         model: takes what the loader gives.
         data_loader: of known length.
-        evaluator: what measures; None only takes the time.
-        callbacks: functions to call, under "on_start", "before_inference", "after_inference" and
-            "on_end".
+        evaluator: what measures.
 
     Returns:
         What the evaluator returns; an empty dict for nothing.
@@ -78,19 +48,13 @@ def inference_on_dataset(
     logger = logging.getLogger(__name__)
     total = len(data_loader)
     logger.info(f"Start inference on {total} batches")
-    if evaluator is None or isinstance(evaluator, list):
-        evaluator = DatasetEvaluators(evaluator or [])
     evaluator.reset()
-
-    def notify(event: str) -> None:
-        (callbacks or {}).get(event, lambda: None)()
-
     warmup = min(5, total - 1)  # batches whose times do not count
     loading = computing = evaluating = 0.0
     start = mark = time.perf_counter()
+    said = -math.inf  # when it was last told how far this is
     with inference_context(model) if isinstance(model, nn.Module) else nullcontext():
         with torch.no_grad():
-            notify("on_start")
             for i, inputs in enumerate(data_loader):
                 loading += time.perf_counter() - mark
                 if i == warmup:
@@ -98,9 +62,7 @@ def inference_on_dataset(
                     loading = computing = evaluating = 0.0
 
                 mark = time.perf_counter()
-                notify("before_inference")
                 outputs = model(inputs)
-                notify("after_inference")
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 computing += time.perf_counter() - mark
@@ -111,19 +73,17 @@ def inference_on_dataset(
 
                 count = i + 1 - (warmup if i >= warmup else 0)
                 each = (time.perf_counter() - start) / count
-                if i >= warmup * 2 or computing / count > 5:
-                    log_every_n_seconds(
-                        logging.INFO,
+                mark = time.perf_counter()
+                if (i >= warmup * 2 or computing / count > 5) and mark - said >= 5:
+                    said = mark
+                    logger.info(
                         f"Inference done {i + 1}/{total}. "
                         f"Dataloading: {loading / count:.4f} s/iter. "
                         f"Inference: {computing / count:.4f} s/iter. "
                         f"Eval: {evaluating / count:.4f} s/iter. "
                         f"Total: {each:.4f} s/iter. "
-                        f"ETA={timedelta(seconds=int(each * (total - i - 1)))}",
-                        n=5,
+                        f"ETA={timedelta(seconds=int(each * (total - i - 1)))}"
                     )
-                mark = time.perf_counter()
-            notify("on_end")
 
     elapsed, timed = time.perf_counter() - start, total - warmup
     devices = f"s / iter per device, on {comm.get_world_size()} devices"

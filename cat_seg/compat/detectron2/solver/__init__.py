@@ -1,13 +1,6 @@
-"""Optimizers and learning rates."""
+"""Learning rates."""
 
-from .build import build_lr_scheduler, build_optimizer, get_default_optimizer_params
-from .lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
+from .build import build_lr_scheduler
+from .lr_scheduler import LRMultiplier
 
-__all__ = [
-    "LRMultiplier",
-    "LRScheduler",
-    "WarmupParamScheduler",
-    "build_lr_scheduler",
-    "build_optimizer",
-    "get_default_optimizer_params",
-]
+__all__ = ["LRMultiplier", "build_lr_scheduler"]

@@ -15,7 +15,7 @@ __all__ = ["collect_env_info"]
 def collect_env_info() -> str:
     """Return a table of versions and devices."""
     rows = [("sys.platform", sys.platform), ("Python", sys.version.replace("\n", ""))]
-    for name in ("detectron2", "torch", "torchvision", "numpy", "PIL", "cv2", "fvcore", "iopath"):
+    for name in ("detectron2", "torch", "torchvision", "numpy", "PIL", "fvcore", "iopath"):
         module = importlib.import_module(name)
         place = os.path.dirname(module.__file__ or "")
         rows.append((name, f"{getattr(module, '__version__', 'unknown')} @{place}"))

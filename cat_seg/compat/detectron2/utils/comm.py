@@ -9,8 +9,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-_local_group: Any = None
-
 
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -26,46 +24,16 @@ def get_rank() -> int:
     return dist.get_rank() if _distributed() else 0
 
 
-@functools.lru_cache
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Group the processes of each machine; to be called once, by all processes."""
-    global _local_group
-    assert _local_group is None, "the local process group exists already"
+    """Check that each machine has as many processes; nothing here asks for groups of them."""
     world = get_world_size()
     assert world % num_workers_per_machine == 0, (world, num_workers_per_machine)
-    for first in range(0, world, num_workers_per_machine):
-        ranks = range(first, first + num_workers_per_machine)
-        group = dist.new_group(list(ranks))  # every process must take part in every call
-        if get_rank() in ranks:
-            _local_group = group
 
 
 def leave_process_groups() -> None:
     """Let go of all groups: threads of gloo that outlive the interpreter abort the process."""
-    global _local_group
-    _local_group = None
-    create_local_process_group.cache_clear()
     _object_group.cache_clear()
     dist.destroy_process_group()
-
-
-def get_local_process_group() -> Any:
-    """Return the group of the processes on this machine."""
-    assert _local_group is not None, (
-        "There is no local process group. Start processes with launch(), or call "
-        "comm.create_local_process_group(num_workers_per_machine) in each of them."
-    )
-    return _local_group
-
-
-def get_local_rank() -> int:
-    """Return the index of this process on its machine."""
-    return dist.get_rank(group=get_local_process_group()) if _distributed() else 0
-
-
-def get_local_size() -> int:
-    """Return the number of processes on this machine."""
-    return dist.get_world_size(group=get_local_process_group()) if _distributed() else 1
 
 
 def is_main_process() -> bool:
@@ -114,16 +82,3 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
 def shared_random_seed() -> int:
     """Return a random seed that all processes agree on. All must call this."""
     return all_gather(np.random.randint(2**31))[0]
-
-
-def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True):
-    """Sum, or average, scalar tensors over processes; only the result of rank 0 counts."""
-    if get_world_size() == 1:
-        return input_dict
-    with torch.no_grad():
-        names = sorted(input_dict)
-        values = torch.stack([input_dict[name] for name in names])
-        dist.reduce(values, dst=0)
-        if is_main_process() and average:
-            values /= get_world_size()
-    return dict(zip(names, values, strict=True))

@@ -6,10 +6,7 @@ import datetime
 import json
 import logging
 import os
-import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +22,6 @@ __all__ = [
     "JSONWriter",
     "TensorboardXWriter",
     "get_event_storage",
-    "has_event_storage",
 ]
 
 _storages: list[EventStorage] = []
@@ -39,29 +35,14 @@ def get_event_storage() -> EventStorage:
     return _storages[-1]
 
 
-def has_event_storage() -> bool:
-    """Tell whether there is a storage."""
-    return bool(_storages)
-
-
 class EventStorage:
-    """Scalars by name, each with its history, and images for TensorBoard."""
+    """Scalars by name, each with its history."""
 
     def __init__(self, start_iter: int = 0):
         self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._smoothing_hints: dict[str, bool] = {}
         self._latest_scalars: dict[str, tuple[float, int]] = {}
         self._iter = start_iter
-        self._prefix = ""
-        self._vis_data: list[tuple[str, Any, int]] = []
-
-    def put_image(self, img_name: str, img_tensor: Any) -> None:
-        """Keep an RGB image (3, H, W), uint8 or 0..1, until it is written."""
-        self._vis_data.append((img_name, img_tensor, self._iter))
-
-    def clear_images(self) -> None:
-        """Forget the images."""
-        self._vis_data = []
 
     def put_scalar(
         self, name: str, value: Any, smoothing_hint: bool = True, cur_iter: int | None = None
@@ -74,7 +55,6 @@ class EventStorage:
             smoothing_hint: whether writers should show a median; always the same for a name.
             cur_iter: the iteration.
         """
-        name = self._prefix + name
         cur_iter = self._iter if cur_iter is None else cur_iter
         hint = self._smoothing_hints.setdefault(name, smoothing_hint)
         assert hint == smoothing_hint, f"Scalar {name} was put with a different smoothing_hint!"
@@ -121,14 +101,6 @@ class EventStorage:
         iterations = [at for _, at in self._history[name].values()]
         return sum(at > iterations[-1] - window_size for at in iterations)
 
-    def smoothing_hints(self) -> dict[str, bool]:
-        """Return the hint of each scalar."""
-        return self._smoothing_hints
-
-    def step(self) -> None:
-        """Go on to the next iteration."""
-        self._iter += 1
-
     @property
     def iter(self) -> int:
         """The current iteration."""
@@ -144,13 +116,6 @@ class EventStorage:
 
     def __exit__(self, *exc_info: Any) -> None:
         assert _storages.pop() is self
-
-    @contextmanager
-    def name_scope(self, name: str) -> Iterator[None]:
-        """Put `name/` before the names of what is put inside."""
-        outer, self._prefix = self._prefix, name.rstrip("/") + "/"
-        yield
-        self._prefix = outer
 
 
 class EventWriter:
@@ -210,9 +175,6 @@ class TensorboardXWriter(EventWriter):
                 self._writer.add_scalar(name, value, at)
                 newest = max(newest, at)
         self._last_write = newest
-        for name, image, at in storage._vis_data:
-            self._writer.add_image(name, image, at)
-        storage.clear_images()
 
     def close(self) -> None:
         if "_writer" in vars(self):
@@ -232,7 +194,6 @@ class CommonMetricPrinter(EventWriter):
         self.logger = logging.getLogger("detectron2.utils.events")
         self._max_iter = max_iter
         self._window_size = window_size
-        self._last_write: tuple[int, float] | None = None  # iteration, and time of the clock
 
     def write(self) -> None:
         storage = get_event_storage()
@@ -264,15 +225,8 @@ class CommonMetricPrinter(EventWriter):
         )
 
     def _time_left(self, storage: EventStorage) -> str:
-        if self._max_iter is None:
+        if self._max_iter is None or "time" not in storage.histories():
             return ""
-        at = storage.iter
-        if "time" in storage.histories():
-            seconds = storage.history("time").median(1000) * (self._max_iter - at - 1)
-            storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
-            return str(datetime.timedelta(seconds=int(seconds)))
-        before, self._last_write = self._last_write, (at, time.perf_counter())
-        if before is None:
-            return ""
-        pace = (self._last_write[1] - before[1]) / (at - before[0])
-        return str(datetime.timedelta(seconds=int(pace * (self._max_iter - at - 1))))
+        seconds = storage.history("time").median(1000) * (self._max_iter - storage.iter - 1)
+        storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
+        return str(datetime.timedelta(seconds=int(seconds)))

@@ -1,4 +1,4 @@
-"""Loggers for terminal and file, and messages that do not repeat too often."""
+"""Loggers for terminal and file."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ import functools
 import logging
 import os
 import sys
-import time
-from collections import Counter
-from collections.abc import Hashable
-from typing import Any, TextIO
+from typing import TextIO
 
-from tabulate import tabulate
 from termcolor import colored
 
 from .file_io import PathManager
 
-__all__ = ["log_every_n", "log_every_n_seconds", "log_first_n", "setup_logger"]
+__all__ = ["setup_logger"]
 
 _DATE = "%m/%d %H:%M:%S"
 _PREFIX = {
@@ -99,61 +95,3 @@ def _open_log(file: str) -> TextIO:
     stream = PathManager.open(file, "a")
     atexit.register(stream.close)
     return stream
-
-
-_counts: Counter[Hashable] = Counter()
-_times: dict[Hashable, float] = {}
-
-
-def _caller() -> tuple[str, tuple[Any, ...]]:
-    """Return the module, and the place in it, from which the function that asks was called."""
-    frame = sys._getframe(2)
-    module = frame.f_globals["__name__"]
-    place = (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-    return "detectron2" if module == "__main__" else module, place
-
-
-def log_first_n(
-    lvl: int,
-    msg: str,
-    n: int = 1,
-    *,
-    name: str | None = None,
-    key: str | tuple[str, ...] = "caller",
-) -> None:
-    """Log the first `n` times only; the same `key` ("caller", "message" or both) counts as one."""
-    module, place = _caller()
-    parts = (key,) if isinstance(key, str) else key
-    identity = tuple({"caller": place, "message": msg}[part] for part in parts)
-    _counts[identity] += 1
-    if _counts[identity] <= n:
-        logging.getLogger(name or module).log(lvl, msg)
-
-
-def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
-    """Log the first of every `n` calls from the same place."""
-    module, place = _caller()
-    _counts[place] += 1
-    if n == 1 or _counts[place] % n == 1:
-        logging.getLogger(name or module).log(lvl, msg)
-
-
-def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = None) -> None:
-    """Log at most once in `n` seconds from the same place."""
-    module, place = _caller()
-    now = time.time()
-    if now - _times.get(place, -float("inf")) >= n:
-        logging.getLogger(name or module).log(lvl, msg)
-        _times[place] = now
-
-
-def create_small_table(small_dict: dict[str, Any]) -> str:
-    """Format a few values as a table of one row, with their keys above."""
-    return tabulate(
-        [list(small_dict.values())],
-        headers=list(small_dict),
-        tablefmt="pipe",
-        floatfmt=".3f",
-        stralign="center",
-        numalign="center",
-    )

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from fvcore.transforms.transform import Transform, TransformList
 
-__all__ = ["AugInput", "Augmentation", "AugmentationList", "apply_augmentations"]
-
 
 class AugInput:
     """What is augmented: an image, and its label map if there is one.
@@ -36,10 +34,6 @@ class AugInput:
         self.image = tfm.apply_image(self.image)
         if self.sem_seg is not None:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
-
-    def apply_augmentations(self, augmentations: Sequence[Augmentation | Transform]):
-        """Draw and apply, one after the other; return the transforms."""
-        return AugmentationList(augmentations)(self)
 
 
 class Augmentation:
@@ -78,39 +72,14 @@ class Augmentation:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-class _Drawn(Augmentation):
-    """A transform as an augmentation, which leaves nothing to chance."""
-
-    def __init__(self, tfm: Transform):
-        self.tfm = tfm
-
-    def __call__(self, aug_input: AugInput) -> Transform:
-        aug_input.transform(self.tfm)
-        return self.tfm
-
-    def __repr__(self) -> str:
-        return repr(self.tfm)
-
-
 class AugmentationList(Augmentation):
     """Several augmentations, each drawn for what the ones before it have left."""
 
-    def __init__(self, augs: Sequence[Augmentation | Transform]):
-        self.augs = [aug if isinstance(aug, Augmentation) else _Drawn(aug) for aug in augs]
+    def __init__(self, augs: Sequence[Augmentation]):
+        self.augs = augs
 
     def __call__(self, aug_input: AugInput) -> TransformList:
         return TransformList([aug(aug_input) for aug in self.augs])
 
     def __repr__(self) -> str:
         return f"AugmentationList[{', '.join(map(str, self.augs))}]"
-
-
-def apply_augmentations(
-    augmentations: Sequence[Augmentation | Transform], inputs: AugInput | np.ndarray
-):
-    """Augment an image, or an input, and return it with the transforms that were drawn."""
-    if isinstance(inputs, np.ndarray):
-        only_image = AugInput(inputs)
-        transforms = only_image.apply_augmentations(augmentations)
-        return only_image.image, transforms
-    return inputs, inputs.apply_augmentations(augmentations)

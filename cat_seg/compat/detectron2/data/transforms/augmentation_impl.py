@@ -22,13 +22,6 @@ from PIL import Image
 from .augmentation import Augmentation
 from .transform import ResizeTransform
 
-__all__ = [
-    "RandomCrop",
-    "RandomCrop_CategoryAreaConstraint",
-    "RandomFlip",
-    "ResizeShortestEdge",
-]
-
 
 class RandomFlip(Augmentation):
     """Flips horizontally, or vertically, with a probability."""

@@ -55,7 +55,3 @@ class ResizeTransform(Transform):
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Resize a label map (h, w)."""
         return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
-
-    def inverse(self) -> ResizeTransform:
-        """Return the resize back."""
-        return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)

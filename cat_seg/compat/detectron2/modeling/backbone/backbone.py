@@ -25,16 +25,6 @@ class Backbone(nn.Module, ABC):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return feature maps by name."""
 
-    @property
-    def size_divisibility(self) -> int:
-        """What height and width of the input must be a multiple of, in pixels; 0 for nothing."""
-        return 0
-
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        """How the input is to be padded, see `ImageList.from_tensors`."""
-        return {}
-
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each feature map."""
         channels, strides = self._out_feature_channels, self._out_feature_strides
