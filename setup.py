@@ -7,7 +7,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-# Files beside the package that an installed one needs; `cat_seg.resources` finds them in both places.
+# Files beside the package that an installed one needs; `cat_seg.resources` finds them there too.
 PROJECT_FILES = ("configs/**/*.yaml", "configs/**/*.json", "datasets/*.json")
 
 

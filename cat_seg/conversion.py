@@ -155,4 +155,4 @@ def describe(state: dict[str, Tensor]) -> str:
     model = f"the {year} generation with a CLIP of width {width}"
     if width not in _CONFIGS:
         return model
-    return f"{model} (configs/{_CONFIGS[width]}{'_2024' if year == 2024 else ''}_*.yaml)"
+    return f"{model} (configs/{_CONFIGS[width]}{'_2024' if year == 2024 else ''}.yaml)"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cat_seg.conversion import from_released, generation, to_released
-from cat_seg.utils.files import atomic_write, fetch
 from cat_seg.trust.weights import read_weights
+from cat_seg.utils.files import atomic_write, fetch
 
 
 def convert(source: str, target: str | Path, *, to: str = "cat_seg", half: bool = False) -> None:

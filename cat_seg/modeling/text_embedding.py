@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from cat_seg.modeling.clip.text import encode_text, tokenize
 from cat_seg.modeling.pieces import gather_pieces
-from cat_seg.vocabulary import parse_vocabulary
 from cat_seg.utils.files import atomic_write, cache_folder
+from cat_seg.vocabulary import parse_vocabulary
 
 logger = logging.getLogger(__name__)
 

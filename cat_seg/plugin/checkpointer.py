@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from cat_seg.conversion import BACKBONE, CLIP, describe, generation, holds_clip, to_model
 from cat_seg.modeling.clip.build import load_clip_weights
 from cat_seg.resources import project_file
-from cat_seg.utils.files import FetchError, atomic_write, fetch
 from cat_seg.trust.weights import find_tensors, read_file
+from cat_seg.utils.files import FetchError, atomic_write, fetch
 
 logger = logging.getLogger(__name__)
 

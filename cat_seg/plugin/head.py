@@ -16,7 +16,6 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from open_clip import CLIP
 from torch import Tensor, nn
 
-from cat_seg.plugin.config import generation_settings
 from cat_seg.class_lists import read_names
 from cat_seg.modeling.aggregator import Aggregator, ClassLogits
 from cat_seg.modeling.clip import (
@@ -31,8 +30,9 @@ from cat_seg.modeling.losses import mask_bce
 from cat_seg.modeling.pieces import without_autocast
 from cat_seg.modeling.prompt_templates import get_templates
 from cat_seg.modeling.text_embedding import default_cache_dir, embed_text
-from cat_seg.vocabulary import parse_vocabulary
+from cat_seg.plugin.config import generation_settings
 from cat_seg.resources import project_file
+from cat_seg.vocabulary import parse_vocabulary
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

@@ -24,14 +24,14 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from cat_seg.plugin.config import AMP_DTYPES, generation_settings
 from cat_seg.modeling.aggregator import ClassLogits
 from cat_seg.modeling.aggregator.aggregator import LEFT_OUT
 from cat_seg.modeling.clip import clip_sizes
-from cat_seg.plugin.head import CATSegHead
 from cat_seg.modeling.int8 import int8_linears
 from cat_seg.modeling.pieces import compile_for_inference, piece_length, shrink_pieces
 from cat_seg.modeling.sliding_window import TileGrid, resize
+from cat_seg.plugin.config import AMP_DTYPES, generation_settings
+from cat_seg.plugin.head import CATSegHead
 
 logger = logging.getLogger(__name__)
 

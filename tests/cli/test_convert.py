@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from cat_seg.conversion import to_released
 from cat_seg.cli.convert import main
+from cat_seg.conversion import to_released
 from cat_seg.trust.weights import read_file, read_weights
 from tests.golden import load_golden
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cat_seg.cli import evaluate
 from cat_seg.plugin.engine import load_config
 from cat_seg.plugin.evaluation.protocol import deviations, published_model
 from cat_seg.plugin.evaluation.report import most_confused
-from cat_seg.cli import evaluate
 from tests.brightness import SQUARES, BrightnessSegmenter, write_squares
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
-from cat_seg.plugin.meta_arch import CATSeg
-from cat_seg.plugin.engine import load_config
-from cat_seg.synthetic.dataset import write_dataset
 from cat_seg.cli import evaluate
+from cat_seg.plugin.engine import load_config
+from cat_seg.plugin.meta_arch import CATSeg
+from cat_seg.synthetic.dataset import write_dataset
 from tests.golden import load_golden
 from tests.golden_model import golden_cfg
 

@@ -10,9 +10,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from cat_seg.conversion import holds_clip, to_released
+from cat_seg.conversion import CLIP, holds_clip, to_released
 from cat_seg.plugin.checkpointer import CATSegCheckpointer
-from cat_seg.conversion import CLIP
 from tests.golden import load_golden
 from tests.golden_model import golden_model
 

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from cat_seg.modeling.clip.text import encode_text, tokenize
 from cat_seg.modeling.clip.vision import encode_dense
+from cat_seg.synthetic import train_clip
 from cat_seg.synthetic.contrastive import (
     PIXEL_MEAN,
     PIXEL_STD,
@@ -19,7 +20,6 @@ from cat_seg.synthetic.contrastive import (
     groups_loss,
 )
 from cat_seg.synthetic.names import NAMES
-from cat_seg.synthetic import train_clip
 
 
 @pytest.fixture

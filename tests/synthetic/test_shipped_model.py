@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from cat_seg.plugin.engine import Predictor, load_config
+from cat_seg.resources import project_file
 from cat_seg.synthetic.dataset import split_scene
 from cat_seg.synthetic.names import NAMES, SEEN_NAMES
 from cat_seg.synthetic.world import draw_scene
-from cat_seg.resources import project_file
 from cat_seg.trust.weights import read_weights
 
 SCENES = 20

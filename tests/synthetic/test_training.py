@@ -9,9 +9,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cat_seg.plugin.engine import Trainer, load_config
+from cat_seg.resources import project_file
 from cat_seg.synthetic.names import BACKGROUNDS
 from cat_seg.synthetic.world import draw_scene
-from cat_seg.resources import project_file
 
 SIDE = 64  # pixels
 SCENES = 40

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cat_seg.resources import project_file
 from cat_seg.synthetic.dataset import split_scene, write_dataset
 from cat_seg.synthetic.names import (
     BACKGROUNDS,
@@ -22,7 +23,6 @@ from cat_seg.synthetic.names import (
     phrases,
 )
 from cat_seg.synthetic.world import draw_scene
-from cat_seg.resources import project_file
 
 
 def test_every_word_and_every_pair_of_words_is_seen_in_another_object():

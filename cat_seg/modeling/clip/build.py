@@ -17,8 +17,8 @@ from cat_seg.modeling.clip.finetune import fuse_projections, split_projections
 from cat_seg.modeling.clip.text import check_text_encoder
 from cat_seg.modeling.clip.vision import check_image_encoder
 from cat_seg.resources import project_file
-from cat_seg.utils.files import FetchError, fetch
 from cat_seg.trust.weights import read_weights
+from cat_seg.utils.files import FetchError, fetch
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 
-from cat_seg.plugin.meta_arch import CATSeg
 from cat_seg.plugin.checkpointer import CATSegCheckpointer, local_weights
 from cat_seg.plugin.config import add_cat_seg_config
 from cat_seg.plugin.data.datasets.folders import register_folders
+from cat_seg.plugin.meta_arch import CATSeg
 from cat_seg.resources import project_file
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 from PIL import Image
 
-from cat_seg.plugin.backbone import D2SwinTransformer
 from cat_seg.modeling.guidance.swin import SwinBlock
+from cat_seg.plugin.backbone import D2SwinTransformer
 from tests.golden import checkpoint_rows, load_golden
 
 TINY = dict(

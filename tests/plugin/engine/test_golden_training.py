@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cat_seg.plugin.meta_arch import CATSeg
 from cat_seg.class_lists import class_names
 from cat_seg.modeling.aggregator.aggregator import LEFT_OUT
+from cat_seg.plugin.meta_arch import CATSeg
 from cat_seg.plugin.solver import build_lr_scheduler, build_optimizer
 from tests.golden import GOLDEN, Run, load_golden
 from tests.golden_model import golden_cfg, golden_model, mapped_image
