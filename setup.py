@@ -8,11 +8,11 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 # Files beside the package that an installed one needs; `cat_seg.resources` finds them there too.
-PROJECT_FILES = ("configs/**/*.yaml", "configs/**/*.json", "datasets/*.json")
+PROJECT_FILES = ("configs/*.yaml", "datasets/*.json")
 
 
 class BuildWithProjectFiles(build_py):
-    """Copies the configs and class lists into the wheel, as `cat_seg/_project`."""
+    """Copy the configs and class lists into the wheel, as `cat_seg/_project`."""
 
     def run(self) -> None:
         super().run()

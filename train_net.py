@@ -23,7 +23,7 @@ from detectron2.utils.logger import setup_logger
 from cat_seg.plugin.checkpointer import CATSegCheckpointer
 from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, benchmark_splits
 from cat_seg.plugin.engine import Trainer, check_inputs, launch, load_config
-from cat_seg.resources import project_file
+from cat_seg.resources import user_file
 from cat_seg.utils.memory import keep_freed_memory
 
 
@@ -66,7 +66,7 @@ if __name__ == "__main__":
             raise ValueError("--config-file is missing, such as configs/vitl.yaml.")
         if args.benchmark:
             args.opts += ["DATASETS.TEST", str(benchmark_splits(args.benchmark))]
-        args.config_file = str(project_file(args.config_file))
+        args.config_file = str(user_file(args.config_file))
         cfg = load_config(args.config_file, args.opts)
         check_inputs(cfg, train=not args.eval_only, resume=args.resume)
         launch(main, args)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cat_seg.resources import project_file
+from cat_seg.resources import resource
 
 # Names of the class lists that ship, as `Vocabulary.read` takes them.
 PUBLISHED = (
@@ -45,4 +45,4 @@ def read_names(path: str | Path) -> list[str]:
 
 
 def _read_json(name: str) -> Any:
-    return json.loads(project_file(f"datasets/{name}").read_text(encoding="utf-8"))
+    return json.loads(resource(f"datasets/{name}").read_text(encoding="utf-8"))

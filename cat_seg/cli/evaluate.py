@@ -36,7 +36,7 @@ from cat_seg.plugin.evaluation.protocol import deviations, published_model
 from cat_seg.plugin.evaluation.report import write_report
 from cat_seg.plugin.evaluation.summary import BenchmarkResult, save_summary, summary_table
 from cat_seg.plugin.meta_arch import CATSeg
-from cat_seg.resources import project_file
+from cat_seg.resources import user_file
 from cat_seg.utils.memory import keep_freed_memory
 
 logger = logging.getLogger("cat_seg.cli.evaluate")
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     """Run one process of an evaluation."""
     keep_freed_memory()
     cfg = read_config(args)
-    args.config_file = str(project_file(args.config_file))  # for `default_setup`
+    args.config_file = str(user_file(args.config_file))  # for `default_setup`
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="cat_seg")
     names = chosen_datasets(cfg, args.benchmark)

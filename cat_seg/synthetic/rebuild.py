@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from cat_seg.cli import convert as convert_checkpoint
 from cat_seg.plugin.checkpointer import CATSegCheckpointer
 from cat_seg.plugin.engine import Trainer, load_config
-from cat_seg.resources import project_file
+from cat_seg.resources import resource
 from cat_seg.synthetic import dataset, train_clip
 from cat_seg.synthetic.names import BACKGROUNDS, HELD_OUT_OBJECTS, SEEN_NAMES, SEEN_OBJECTS
 from cat_seg.utils.memory import keep_freed_memory
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         weights = str(MODEL / "model.safetensors")
         dataset.main(["--output", str(DATA)])
         train_clip.main(["--output", str(CLIP)])
-        train_net = [sys.executable, str(project_file("train_net.py")), "--config-file", CONFIG]
+        train_net = [sys.executable, str(resource("train_net.py")), "--config-file", CONFIG]
         changes = ["MODEL.WEIGHTS", "", "OUTPUT_DIR", str(MODEL), *options.opts]
         subprocess.run([*train_net, *changes], check=True)
         convert_checkpoint.convert(str(MODEL / "model_final.pth"), weights, half=True)

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cat_seg.modeling.clip.text import encode_text, tokenize
 from cat_seg.modeling.prompt_templates import get_templates
-from cat_seg.resources import project_file
+from cat_seg.resources import resource
 from cat_seg.synthetic.contrastive import (
     Layout,
     caption_scores,
@@ -49,7 +49,7 @@ from cat_seg.synthetic.world import draw_scene
 
 logger = logging.getLogger(__name__)
 
-CONFIG = json.loads(project_file("cat_seg/synthetic/clip.json").read_text())
+CONFIG = json.loads(resource("cat_seg/synthetic/clip.json").read_text())
 
 # Shares of the steps, and the layouts that take turns in them: one object first, whole scenes last.
 PHASES = (

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cat_seg.plugin.engine import Trainer, load_config
-from cat_seg.resources import project_file
+from cat_seg.resources import resource
 from cat_seg.synthetic.names import BACKGROUNDS
 from cat_seg.synthetic.world import draw_scene
 
@@ -34,7 +34,7 @@ def write_backgrounds(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_minute_of_training_lowers_the_loss_and_raises_the_miou(tmp_path: Path):
-    shipped = load_file(project_file("cat_seg/models/synthetic/model.safetensors"))
+    shipped = load_file(resource("cat_seg/models/synthetic/model.safetensors"))
     part = "sem_seg_head.predictor.clip_model."
     clip = {key.removeprefix(part): value for key, value in shipped.items() if part in key}
     save_file(clip, tmp_path / "clip.safetensors")

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cat_seg.resources import project_file
+from cat_seg.resources import resource
 from cat_seg.synthetic.dataset import split_scene, write_dataset
 from cat_seg.synthetic.names import (
     BACKGROUNDS,
@@ -58,7 +58,7 @@ def test_phrases_of_a_group_are_true_of_everything_or_of_every_object_once():
 
 def test_shipped_lists_of_names_are_the_worlds():
     for file, names in (("synthetic", NAMES), ("synthetic_seen", SEEN_NAMES)):
-        assert json.loads(project_file(f"datasets/{file}.json").read_text()) == list(names)
+        assert json.loads(resource(f"datasets/{file}.json").read_text()) == list(names)
 
 
 def test_a_seed_gives_the_same_scene():

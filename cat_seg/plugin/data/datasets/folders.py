@@ -22,7 +22,7 @@ from cat_seg.plugin.data.datasets.pairs import (
     find_pairs,
     pair_problem,
 )
-from cat_seg.resources import project_file
+from cat_seg.resources import user_file
 from cat_seg.utils.files import atomic_write, cache_folder
 from cat_seg.vocabulary import Vocabulary
 
@@ -76,7 +76,7 @@ def register_folder(
         name: Name to register.
         images: Folder of images.
         labels: Folder of label maps: one channel, 8 or 16 bit, pixel k is the k-th name.
-        names_json: JSON list of class names, looked for as `project_file` does.
+        names_json: JSON list of class names, looked for as `user_file` does.
         ignore_label: Label of pixels that belong to no class.
 
     Raises:
@@ -85,7 +85,7 @@ def register_folder(
     if name in {split.name for split in SPLITS}:
         raise CATSegError(f"DATASETS.FOLDERS: {name} is a published split; choose another NAME.")
     images, labels = Path(images).expanduser(), Path(labels).expanduser()
-    names = Vocabulary.read(project_file(names_json)).strings
+    names = Vocabulary.read(user_file(names_json)).strings
     if 0 <= ignore_label < len(names):
         raise CATSegError(
             f"{name}: the ignore label {ignore_label} is also the label of "
