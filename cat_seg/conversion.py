@@ -156,3 +156,13 @@ def describe(state: dict[str, Tensor]) -> str:
     if width not in _CONFIGS:
         return model
     return f"{model} (configs/{_CONFIGS[width]}{'_2024' if year == 2024 else ''}.yaml)"
+
+
+def published_name(state: dict[str, Tensor]) -> str | None:
+    """The published model that a CAT-Seg state dict has the sizes of, such as "large-2024"."""
+    state = from_released(state)
+    year, proj = generation(state), state.get(CLIP + "visual.proj")
+    if year is None or proj is None:
+        return None
+    size = {768: "base", 1024: "large", 1280: "huge", 1664: "giant"}.get(len(proj))
+    return f"{size}-{year}" if size else None

@@ -17,13 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import cat_seg.plugin  # noqa: F401  (before any import of detectron2)
-
-# isort: split
+from cat_seg import CATSeg
 from cat_seg.drawing import draw_segmentation, save_picture
 from cat_seg.errors import CATSegError
-from cat_seg.images import find_inputs, read_image
-from cat_seg.plugin.engine.predictor import DEFAULT_CONFIG, Predictor, load_config
+from cat_seg.images import find_inputs
 from cat_seg.segmentation import save_label_map
 from cat_seg.utils.memory import keep_freed_memory
 from cat_seg.vocabulary import Vocabulary
@@ -40,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         names = vocabulary_of(args)
         make_folder(args.output)
-        predictor = Predictor(load_config(args.config_file, args.opts, args.device), names)
+        model = build_model(args)
+        vocabulary = model.vocabulary(names or list(model.default_words))
     except (ValueError, OSError) as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 1
@@ -51,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path, name in bar:
         bar.set_postfix_str(path.name)
         try:
-            segment(predictor, path, args.output / name)
+            segment(model, vocabulary, path, args.output / name)
         except ValueError as error:
             problems.append(str(error))
     seconds = time.perf_counter() - start
@@ -91,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         "commas; or the name of a published list, such as ade150",
     )
     parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR")
-    parser.add_argument("--config-file", default=DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument("--config-file", default="", metavar="FILE")
     parser.add_argument(
         "--device", default="", help="cuda, mps or cpu; the best there is if left out"
     )
@@ -131,14 +129,26 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def segment(predictor: Predictor, path: Path, output: Path) -> None:
+def build_model(args: argparse.Namespace) -> CATSeg:
+    """The small model that ships, or that of a config."""
+    if not args.config_file and not args.opts:
+        return CATSeg.from_pretrained("synthetic", device=args.device)
+    from cat_seg.plugin.config import DEFAULT_CONFIG
+    from cat_seg.plugin.meta_arch import load_model
+
+    return load_model(args.config_file or DEFAULT_CONFIG, args.opts, args.device)
+
+
+def segment(model: CATSeg, vocabulary: Vocabulary, path: Path, output: Path) -> None:
     """Segment one image, and write what comes of it under the stem `output`."""
-    image = read_image(path)
-    labels = predictor(image)
-    names = predictor.class_names
-    picture = draw_segmentation(image, labels, names)
+    result = model.predict(path, vocabulary)
+    assert result.image is not None
+    picture = draw_segmentation(result.image, result.labels, result.classes)
     save_picture(output.with_name(f"{output.name}_overlay.jpg"), picture)
-    save_label_map(output.with_name(f"{output.name}_labels.png"), labels, names, image=str(path))
+    target = output.with_name(f"{output.name}_labels.png")
+    save_label_map(target, result.labels, result.classes, image=str(path))
+    for note in result.notes:
+        print(f"{path}: {note}", file=sys.stderr)
 
 
 if __name__ == "__main__":

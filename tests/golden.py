@@ -36,7 +36,8 @@ class Run:
         """Compare a whole tensor with the stage of this name, at the stride that was kept."""
         spec = self.specs[stage]
         assert list(actual.shape) == spec["shape"], f"{stage}: {tuple(actual.shape)}"
-        kept = actual.detach().cpu()[tuple(slice(None, None, step) for step in spec["stride"])]
+        stride = spec.get("stride", [1] * actual.ndim)
+        kept = actual.detach().cpu()[tuple(slice(None, None, step) for step in stride)]
         torch.testing.assert_close(
             kept.to(self[stage].dtype),
             self[stage],

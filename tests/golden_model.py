@@ -78,6 +78,11 @@ def golden_model(name: str, folder: Path, *opts: object) -> nn.Module:
 
 def mapped_image(name: str) -> Tensor:
     """The golden image as the test mapper gives it: (3, 640, 853)."""
-    image = load_golden(name).inference["image_hwc"].numpy()
-    resized = T.ResizeShortestEdge(640, 2560).get_transform(image).apply_image(image)
-    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+    return resized(load_golden(name).inference["image_hwc"])
+
+
+def resized(image: Tensor) -> Tensor:
+    """(H, W, 3) uint8 as the test mapper gives it, (3, h, w)."""
+    pixels = image.numpy()
+    mapped = T.ResizeShortestEdge(640, 2560).get_transform(pixels).apply_image(pixels)
+    return torch.from_numpy(np.ascontiguousarray(mapped.transpose(2, 0, 1)))

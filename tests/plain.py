@@ -386,7 +386,7 @@ def settings(cfg: Any, model: nn.Module) -> dict[str, Any]:
         "clip_heads": block.attn.num_heads,
         "clip_side": head.FEATURE_RESOLUTION[0] * visual.patch_size[0],
         "quick": type(block.mlp.gelu).__name__ == "QuickGELU",
-        "residual": predictor.last_residual,
+        "residual": predictor.config.last_residual,
         "wanted": predictor.guidance_layers,
     }
     if not predictor.guidance_layers:

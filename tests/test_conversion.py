@@ -16,7 +16,7 @@ from cat_seg.conversion import (
 )
 from cat_seg.modeling.clip import split_in_proj
 from cat_seg.plugin.backbone import D2SwinTransformer
-from cat_seg.plugin.engine.predictor import load_config
+from cat_seg.plugin.config import load_config
 from tests.golden import checkpoint_rows
 from tests.modeling.clip.tiny import tiny_clip
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from cat_seg.modeling.int8 import int8_applies, int8_linear
 
 # Bytes of the widest activation of one piece: small enough for a CPU's caches, large enough to
 # fill a GPU. On a GPU also at most a share of what is free, since several such live at once.
-PIECE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20, "mps": 64 << 20}
+_PIECE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20, "mps": 64 << 20}
 _SHARE_OF_FREE = 1 / 16
 _LEAST_PIECE_BYTES = 1 << 20
+# By what pieces are divided in the calls within `smaller_pieces`, of this thread alone.
+_DIVISOR: ContextVar[int] = ContextVar("piece_divisor", default=1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -89,17 +91,6 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
-def compile_for_inference(owner: nn.Module, name: str) -> None:
-    """Let a module's function run through `torch.compile` wherever no gradients are recorded."""
-    function = getattr(owner, name)
-    compiled = torch.compile(function)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return (function if torch.is_grad_enabled() else compiled)(*args, **kwargs)
-
-    setattr(owner, name, call)
-
-
 def add(x: Tensor, y: Tensor) -> Tensor:
     """x + y, into y where it can hold the sum. y must be a fresh result that nothing else needs."""
     return y.add_(x) if x.dtype == y.dtype and x.shape == y.shape else x + y
@@ -107,7 +98,7 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 
 def piece_length(bytes_each: int, device: torch.device) -> int:
     """How many items of `bytes_each` make a piece on this device; at least one."""
-    limit = PIECE_BYTES.get(device.type, PIECE_BYTES["cuda"])
+    limit = _piece_bytes(device) // _DIVISOR.get()
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + reserved
@@ -115,13 +106,23 @@ def piece_length(bytes_each: int, device: torch.device) -> int:
     return max(1, limit // max(1, bytes_each))
 
 
-def shrink_pieces(device: torch.device) -> bool:
-    """Halve the pieces from now on, after memory ran out. Returns whether that was possible."""
-    kind = device.type if device.type in PIECE_BYTES else "cuda"
-    if PIECE_BYTES[kind] <= _LEAST_PIECE_BYTES:
-        return False
-    PIECE_BYTES[kind] //= 2
-    return True
+@contextmanager
+def smaller_pieces(divisor: int) -> Iterator[None]:
+    """Within this context, and this thread, pieces are smaller by a factor."""
+    token = _DIVISOR.set(divisor)
+    try:
+        yield
+    finally:
+        _DIVISOR.reset(token)
+
+
+def may_be_smaller(divisor: int, device: torch.device) -> bool:
+    """Whether pieces can be made smaller than by this factor."""
+    return _piece_bytes(device) // divisor > _LEAST_PIECE_BYTES
+
+
+def _piece_bytes(device: torch.device) -> int:
+    return _PIECE_BYTES.get(device.type, _PIECE_BYTES["cuda"])
 
 
 def gather_pieces(pieces: Iterable[Tensor], count: int, memory: Tensor | None = None) -> Tensor:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import open_clip
@@ -82,6 +84,37 @@ def embed_text(
         features = _embed(clip, names, templates, batch_size, recompute=False)
     _write_cache(path, features)
     return features
+
+
+class VocabularyCache:
+    """The text features of the last few vocabularies of one model. Safe to share between threads.
+
+    An entry is dropped when the text encoder's state has changed, or others were used since. It
+    is no part of the model: copies and pickles of it are empty.
+    """
+
+    def __init__(self, size: int = 8) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Hashable, tuple[object, Tensor]] = OrderedDict()
+
+    def get(self, key: Hashable, state: object, encode: Callable[[], Tensor]) -> Tensor:
+        """The features kept under a key for this state; else those that `encode` gives."""
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None and kept[0] == state:
+                self._kept.move_to_end(key)
+                return kept[1]
+        features = encode()
+        with self._lock:
+            self._kept[key] = (state, features)
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        return features
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return VocabularyCache, (self._size,)
 
 
 def default_cache_dir() -> Path:

@@ -11,8 +11,16 @@ ensure_detectron2()
 # isort: split
 from cat_seg.plugin import data  # noqa: E402
 from cat_seg.plugin.backbone import D2SwinTransformer  # noqa: E402
-from cat_seg.plugin.config import add_cat_seg_config  # noqa: E402
+from cat_seg.plugin.config import add_cat_seg_config, load_config  # noqa: E402
 from cat_seg.plugin.head import CATSegHead  # noqa: E402
-from cat_seg.plugin.meta_arch import CATSeg  # noqa: E402
+from cat_seg.plugin.meta_arch import CATSeg, load_model  # noqa: E402
 
-__all__ = ["CATSeg", "CATSegHead", "D2SwinTransformer", "add_cat_seg_config", "data"]
+__all__ = [
+    "CATSeg",
+    "CATSegHead",
+    "D2SwinTransformer",
+    "add_cat_seg_config",
+    "data",
+    "load_config",
+    "load_model",
+]

@@ -10,6 +10,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 
 from cat_seg.modeling.guidance.swin import SwinTransformer
 from cat_seg.plugin import resnet as _resnet  # noqa: F401  (registers where detectron2 is missing)
+from cat_seg.plugin.config import swin_arguments
 
 
 @BACKBONE_REGISTRY.register()
@@ -24,26 +25,7 @@ class D2SwinTransformer(SwinTransformer, Backbone):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         """Read MODEL.SWIN."""
-        swin = cfg.MODEL.SWIN
-        return {
-            "in_channels": input_shape.channels,
-            "embed_dim": swin.EMBED_DIM,
-            "depths": swin.DEPTHS,
-            "num_heads": swin.NUM_HEADS,
-            "window_size": swin.WINDOW_SIZE,
-            "mlp_ratio": swin.MLP_RATIO,
-            "qkv_bias": swin.QKV_BIAS,
-            "qk_scale": swin.QK_SCALE,
-            "drop_rate": swin.DROP_RATE,
-            "attn_drop_rate": swin.ATTN_DROP_RATE,
-            "drop_path_rate": swin.DROP_PATH_RATE,
-            "absolute_positions": swin.APE,
-            "patch_norm": swin.PATCH_NORM,
-            "pretrain_image_size": swin.PRETRAIN_IMG_SIZE,
-            "patch_size": swin.PATCH_SIZE,
-            "out_features": swin.OUT_FEATURES,
-            "use_checkpoint": swin.USE_CHECKPOINT,
-        }
+        return {"in_channels": input_shape.channels, **swin_arguments(cfg)}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each map."""

@@ -1,17 +1,14 @@
 """CATSegCheckpointer: detectron2's, reading safely, reporting exactly and writing whole files."""
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
-from torch import Tensor, nn
 
-from cat_seg.conversion import BACKBONE, CLIP, describe, generation, holds_clip, to_model
-from cat_seg.modeling.clip.build import load_clip_weights
+from cat_seg.loading import load_clip, load_state
 from cat_seg.resources import project_file
 from cat_seg.trust.weights import find_tensors, read_file
 from cat_seg.utils.files import FetchError, atomic_write, fetch
@@ -46,10 +43,15 @@ class CATSegCheckpointer(DetectionCheckpointer):
             ValueError: The file cannot be had, is damaged, or does not fit the model.
         """
         if not path:
-            _load_clip(self.model)
+            load_clip(self.model, self._clip_weights)
             return {}
         self._parsed_url_during_load = None  # detectron2's, left behind by a load that failed
         return super().load(str(local_weights(path)), *args, **kwargs)
+
+    @property
+    def _clip_weights(self) -> str:
+        head = getattr(self.model, "sem_seg_head", None)
+        return getattr(head, "clip_weights", "")
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
@@ -66,7 +68,7 @@ class CATSegCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         file, state = checkpoint.pop("file"), checkpoint.pop("model")
         try:
-            load_state(self.model, state)
+            load_state(self.model, state, self._clip_weights)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
@@ -142,77 +144,3 @@ def local_weights(uri: str | Path) -> Path:
         raise FetchError(
             f"Cannot fetch {uri} ({error}): give a local file's path instead"
         ) from error
-
-
-def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Loads the tensors of a weight file into a CATSeg, and CLIP's where they are not among them.
-
-    The report (log) names what the file lacks of the model, what the model has no place for, and
-    what has another shape.
-
-    Raises:
-        ValueError: The file belongs to another generation, or a tensor is missing that is neither
-            derivable nor meant to be trained from its start. The model is then as before.
-    """
-    expected = model.state_dict()
-    state = to_model(state, expected)
-    has, wants = generation(state), generation(expected)
-    if has and wants and has != wants:
-        raise ValueError(
-            f"holds {describe(state)}, but the config builds {describe(expected)}. "
-            "Choose a config of the checkpoint's generation"
-        )
-    misshaped = [
-        f"{key} {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in state
-        if key in expected and state[key].shape != expected[key].shape
-    ]
-    unexpected = [key for key in state if key not in expected]
-    missing = [key for key in expected if key not in state]
-    fresh = [key for key in missing if _may_be_fresh(key, state)]
-    lacking = [key for key in missing if key not in fresh]
-    if misshaped or lacking:
-        problems = _list("missing", lacking) + _list("of another shape", misshaped)
-        problems += _list("unexpected", unexpected)
-        belongs = ""
-        if has:
-            belongs = f" It holds {describe(state)}; the config builds {describe(expected)}."
-        raise ValueError(f"does not fit the model.{belongs} " + "; ".join(problems))
-    if not holds_clip(state):
-        _load_clip(model, required=has is not None)
-    model.load_state_dict(state, strict=False)
-    loaded = len(state) - len(unexpected)
-    logger.info("Loaded %d of the model's %d tensors", loaded, len(expected))
-    for problem in _list("not in the file, left as they were", fresh):
-        logger.info("Tensors %s", problem)
-    for problem in _list("unexpected, not loaded", unexpected):
-        logger.warning("Tensors %s", problem)
-
-
-def _may_be_fresh(key: str, state: dict[str, Tensor]) -> bool:
-    """Whether a missing tensor may keep its initial value: another part of the model's than the
-    file's, or the norm of an output, which pretrained backbones do not have."""
-    if key.startswith(CLIP):
-        return not holds_clip(state)
-    if generation(state):
-        return False
-    if key.startswith(BACKBONE):
-        return holds_clip(state) or re.match(rf"{BACKBONE}norm\d+\.", key) is not None
-    return True
-
-
-def _load_clip(model: nn.Module, *, required: bool = False) -> None:
-    """Loads CLIP's own weights."""
-    predictor = getattr(getattr(model, "sem_seg_head", None), "predictor", None)
-    if predictor is None:
-        return  # a model without CLIP
-    if source := getattr(predictor, "clip_weights", ""):
-        load_clip_weights(predictor.clip_model, source)
-    elif required:
-        raise ValueError("holds no CLIP; name its weights by MODEL.SEM_SEG_HEAD.CLIP_WEIGHTS")
-    else:
-        logger.warning("No weights of CLIP are named (MODEL.SEM_SEG_HEAD.CLIP_WEIGHTS)")
-
-
-def _list(what: str, names: list[str]) -> list[str]:
-    return [f"{len(names)} {what}: {', '.join(names)}"] if names else []

@@ -6,35 +6,37 @@ generations of the model were published; what differs between them is the table 
 
 from __future__ import annotations
 
+import difflib
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+import yaml
+from detectron2.config import CfgNode, get_cfg
 
-# Types of autocast, by the names that SOLVER.AMP.DTYPE and TEST.PRECISION take.
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from cat_seg.errors import CATSegError
+from cat_seg.inference import InferencePlan
+from cat_seg.model_config import GENERATIONS as ARCHITECTURES
+from cat_seg.model_config import ModelConfig
+from cat_seg.modeling.sliding_window import TileGrid
+from cat_seg.resources import project_file
 
-# The two published generations, side by side. Each entry is the value that the config key of the
-# same name takes when it is None.
+logger = logging.getLogger(__name__)
+
+DEFAULT_CONFIG = "configs/synthetic.yaml"  # the model that ships
+
+# The two published generations: each entry is the value that the config key of the same name takes
+# when it is None. What they mean is told in `cat_seg.model_config`.
 GENERATIONS: dict[int, dict[str, Any]] = {
-    2023: {
-        "GUIDANCE": "backbone",  # image guidance: maps of MODEL.BACKBONE
-        "LAST_RESIDUAL": "token",  # last CLIP block: every token keeps its own residual
-        "SYNONYMS": "mean",  # a class is the mean of its synonyms
-        "CLASS_PADDING": 0,  # the class sequence is as long as the vocabulary
-        "MAX_CLASSES": 0,  # every class is aggregated
-        "SPLIT_QKV": False,  # CLIP's attention weights stay fused
-        "TRAIN_TEXT": False,  # text features are constants
-    },
-    2024: {
-        "GUIDANCE": "clip",  # image guidance: intermediate layers of CLIP's image encoder
-        "LAST_RESIDUAL": "class",  # last CLIP block: every token gets the class token's residual
-        "SYNONYMS": "first",  # a class is its first name
-        "CLASS_PADDING": 256,  # the class sequence is filled with learned tokens up to this
-        "MAX_CLASSES": 256,  # only the most similar classes of a crop are aggregated
-        "SPLIT_QKV": True,  # q, k and v of CLIP's attention are separate parameters
-        "TRAIN_TEXT": True,  # the text encoder is fine-tuned with the image encoder
-    },
+    year: {
+        **{key.upper(): value for key, value in settings.items()},
+        "TRAIN_TEXT": year == 2024,  # the text encoder is fine-tuned with the image encoder
+    }
+    for year, settings in ARCHITECTURES.items()
 }
 
 
@@ -47,8 +49,7 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     cfg.INPUT.COLOR_AUG_SSD = False
     # A random crop is drawn again (10 times) while one class fills more than this share of it.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
-    # Images are padded to multiples of this, in pixels: in training, and in inference without the
-    # sliding window. -1 pads to multiples of 32 in the model and not at all in the mapper.
+    # The training mapper pads crops to multiples of this, in pixels; -1 for not at all.
     cfg.INPUT.SIZE_DIVISIBILITY = -1
 
     # ---- data --------------------------------------------------------------------------------
@@ -82,6 +83,10 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     # Recompute activations of the encoders and the aggregator in the backward pass: less memory,
     # more time, the same gradients.
     cfg.MODEL.ACTIVATION_CHECKPOINTING = False
+
+    # The model pads images to multiples of this, in pixels: in training, and in inference without
+    # the sliding window. The key's place is that of the original code.
+    cfg.MODEL.MASK_FORMER = CfgNode({"SIZE_DIVISIBILITY": 32})
 
     # Swin Transformer, when MODEL.BACKBONE.NAME is "D2SwinTransformer".
     cfg.MODEL.SWIN = CfgNode()
@@ -125,12 +130,14 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     # Which CLIP parameters train: "attention" (published; what it means is a matter of the
     # generation), "prompt", "full" or "freeze".
     head.CLIP_FINETUNE = "attention"
-    head.TEXT_GUIDANCE_DIM = 512  # width of text features; must be CLIP's embedding width
+    head.TEXT_GUIDANCE_DIM = None  # width of text features; known from CLIP
     head.TEXT_GUIDANCE_PROJ_DIM = 128  # of the text guidance; 0 for none
-    head.APPEARANCE_GUIDANCE_DIM = 512  # channels of the deepest guidance map
+    head.APPEARANCE_GUIDANCE_DIM = None  # channels of the deepest guidance map; known from it
     head.APPEARANCE_GUIDANCE_PROJ_DIM = 128  # of the image guidance; 0 for none
     head.DECODER_DIMS = [64, 32]
-    head.DECODER_GUIDANCE_DIMS = [256, 128]  # channels of the shallower guidance maps
+    # Channels of the shallower guidance maps: known from a backbone; of CLIP's upsampled layers 256
+    # and 128 if None.
+    head.DECODER_GUIDANCE_DIMS = None
     head.DECODER_GUIDANCE_PROJ_DIMS = [32, 16]
     head.NUM_LAYERS = 4
     head.NUM_HEADS = 4
@@ -194,13 +201,13 @@ def generation_settings(cfg: CfgNode) -> dict[str, Any]:
         The generation ("GENERATION") and a value for each key of its table.
 
     Raises:
-        ValueError: if MODEL.GENERATION is unknown.
+        CATSegError: if MODEL.GENERATION is unknown.
     """
     generation = cfg.MODEL.GENERATION
     if generation == 0:
         generation = 2024 if cfg.MODEL.PROMPT_ENSEMBLE_TYPE == "single" else 2023
     if generation not in GENERATIONS:
-        raise ValueError(
+        raise CATSegError(
             f"MODEL.GENERATION is {generation!r}; expected one of {sorted(GENERATIONS)}, or 0 to "
             "choose by PROMPT_ENSEMBLE_TYPE."
         )
@@ -210,3 +217,177 @@ def generation_settings(cfg: CfgNode) -> dict[str, Any]:
         "GENERATION": generation,
         **{key: value if head[key] is None else head[key] for key, value in published.items()},
     }
+
+
+def model_config(cfg: CfgNode) -> ModelConfig:
+    """The architecture that a config describes: the one mapping from keys to the library.
+
+    Raises:
+        CATSegError: if a value is none that the library knows.
+    """
+    head = cfg.MODEL.SEM_SEG_HEAD
+    choice = generation_settings(cfg)
+    clip: str | dict[str, Any] = head.CLIP_PRETRAINED
+    if head.CLIP_PRETRAINED.endswith(".json"):
+        clip = json.loads(project_file(head.CLIP_PRETRAINED).read_text(encoding="utf-8"))
+        clip = clip.get("model_cfg", clip) if isinstance(clip, dict) else clip
+    swin_settings = resnet_settings = None
+    if choice["GUIDANCE"] == "backbone" and cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer":
+        swin_settings = {k: _plain(v) for k, v in swin_arguments(cfg).items()}
+    elif choice["GUIDANCE"] == "backbone" and cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
+        resnet_settings = {"depth": cfg.MODEL.RESNETS.DEPTH}
+    hidden = head.HIDDEN_DIMS
+    tiles = (cfg.TEST.SLIDING_KERNEL, cfg.TEST.SLIDING_OVERLAP, cfg.TEST.SLIDING_RESOLUTION)
+    return ModelConfig(
+        clip=clip,
+        templates=cfg.MODEL.PROMPT_ENSEMBLE_TYPE,
+        guidance=choice["GUIDANCE"],
+        last_residual=choice["LAST_RESIDUAL"],
+        synonyms=choice["SYNONYMS"],
+        class_padding=choice["CLASS_PADDING"],
+        max_classes=choice["MAX_CLASSES"],
+        split_qkv=choice["SPLIT_QKV"],
+        swin=swin_settings,
+        resnet=resnet_settings,
+        guidance_layers=tuple(head.CLIP_GUIDANCE_LAYERS),
+        upsample_dims=tuple(head.DECODER_GUIDANCE_DIMS or (256, 128)),
+        prompt_tokens=(head.PROMPT_DEPTH, head.PROMPT_LENGTH),
+        grid=tuple(head.FEATURE_RESOLUTION),
+        window=head.WINDOW_SIZES,
+        hidden_dim=hidden if isinstance(hidden, int) else hidden[0],
+        num_layers=head.NUM_LAYERS,
+        num_heads=head.NUM_HEADS,
+        attention_type=head.ATTENTION_TYPE,
+        pooling=tuple(head.POOLING_SIZES),
+        test_pooling=tuple(cfg.TEST.POOLING_SIZES) if cfg.TEST.POOLING_SIZES else None,
+        text_guidance_dim=head.TEXT_GUIDANCE_PROJ_DIM,
+        guidance_dim=head.APPEARANCE_GUIDANCE_PROJ_DIM,
+        decoder_dims=tuple(head.DECODER_DIMS),
+        decoder_guidance_dims=tuple(head.DECODER_GUIDANCE_PROJ_DIMS),
+        pixel_mean=tuple(cfg.MODEL.PIXEL_MEAN),
+        pixel_std=tuple(cfg.MODEL.PIXEL_STD),
+        clip_pixel_mean=tuple(cfg.MODEL.CLIP_PIXEL_MEAN),
+        clip_pixel_std=tuple(cfg.MODEL.CLIP_PIXEL_STD),
+        size_divisibility=max(1, cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY),
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+        sliding_window=tiles if cfg.TEST.SLIDING_WINDOW else None,
+    )
+
+
+def inference_plan(cfg: CfgNode) -> InferencePlan:
+    """How a config asks for inference to be done.
+
+    Raises:
+        ValueError: if the tiles do not fit, or the precision is unknown.
+    """
+    tiles = None
+    if cfg.TEST.SLIDING_WINDOW:
+        tiles = TileGrid(
+            cfg.TEST.SLIDING_KERNEL, cfg.TEST.SLIDING_OVERLAP, cfg.TEST.SLIDING_RESOLUTION
+        )
+    return InferencePlan(
+        sliding_window=tiles,
+        crop_batch=cfg.TEST.CROP_BATCH,
+        precision=cfg.TEST.PRECISION,
+        int8_encoders=cfg.TEST.INT8_ENCODERS,
+        compiled=cfg.TEST.COMPILE,
+    )
+
+
+def swin_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """The arguments of `SwinTransformer` in MODEL.SWIN."""
+    swin = cfg.MODEL.SWIN
+    return {
+        "embed_dim": swin.EMBED_DIM,
+        "depths": swin.DEPTHS,
+        "num_heads": swin.NUM_HEADS,
+        "window_size": swin.WINDOW_SIZE,
+        "mlp_ratio": swin.MLP_RATIO,
+        "qkv_bias": swin.QKV_BIAS,
+        "qk_scale": swin.QK_SCALE,
+        "drop_rate": swin.DROP_RATE,
+        "attn_drop_rate": swin.ATTN_DROP_RATE,
+        "drop_path_rate": swin.DROP_PATH_RATE,
+        "absolute_positions": swin.APE,
+        "patch_norm": swin.PATCH_NORM,
+        "pretrain_image_size": swin.PRETRAIN_IMG_SIZE,
+        "patch_size": swin.PATCH_SIZE,
+        "out_features": swin.OUT_FEATURES,
+        "use_checkpoint": swin.USE_CHECKPOINT,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def load_config(
+    config_file: str | Path = DEFAULT_CONFIG, opts: Sequence[str] = (), device: str = ""
+) -> CfgNode:
+    """Read a config, of the project or your own, and register the data that it brings.
+
+    Args:
+        config_file: a YAML, looked for as `project_file` does.
+        opts: KEY VALUE pairs that override it.
+        device: "cuda", "mps", "cpu" or the like. If empty, MODEL.DEVICE, or the best that this
+            machine has where that is "cuda", the default, and there is none.
+
+    Raises:
+        CATSegError: if the file is missing or malformed, a key unknown, its value of another type,
+            or the device not there.
+    """
+    from cat_seg.plugin.data.datasets.folders import register_folders
+
+    cfg = get_cfg()
+    add_cat_seg_config(cfg)
+    if len(opts) % 2:
+        raise CATSegError(f"Options come in pairs of KEY VALUE; got {' '.join(opts)}.")
+    path = project_file(config_file)
+    source = f"Config {path}"
+    try:
+        cfg.merge_from_file(str(path))
+        source = "Options"
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
+        problem = " ".join(str(error.args[0] if len(error.args) == 1 else error).split())
+        raise CATSegError(f"{source}: {problem}{_like_it(problem, cfg)}") from error
+    except (AttributeError, RecursionError, TypeError) as error:  # fvcore's, of other contents
+        raise CATSegError(
+            f"{source}: expected keys and values in the tree of the config, and a _BASE_, if there "
+            "is one, that is another file."
+        ) from error
+    cfg.MODEL.DEVICE = _usable_device(device, cfg.MODEL.DEVICE)
+    register_folders(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _like_it(problem: str, cfg: CfgNode) -> str:
+    """A hint where the problem is a key that does not exist: the one most like it."""
+    if not (unknown := re.search(r"Non-existent (?:config )?key: (\S+)", problem)):
+        return ""
+    near = difflib.get_close_matches(unknown[1], _keys(cfg), n=1)
+    return f"; did you mean {near[0]}?" if near else "; cat_seg/config.py explains our keys."
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _usable_device(asked: str, default: str) -> str:
+    try:
+        kind = torch.device(asked or default).type
+    except RuntimeError as error:
+        problem = str(error).splitlines()[0]
+        raise CATSegError(f"{asked or default!r} is not a device: {problem}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        if asked:
+            raise CATSegError(f"Device {asked!r} cannot be used: torch finds no CUDA here.")
+        best = "mps" if torch.backends.mps.is_available() else "cpu"
+        logger.info("torch finds no CUDA here: running on %s", best)
+        return best
+    return asked or default

@@ -40,9 +40,10 @@ import cat_seg.plugin  # noqa: F401  (before any import of detectron2)
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from cat_seg.inference import Maps
 from cat_seg.modeling.clip import encode_text, tokenize
+from cat_seg.plugin.data.vocabulary import vocabulary_of
 from cat_seg.plugin.engine import load_config
-from cat_seg.plugin.head import vocabulary_of
 from cat_seg.plugin.meta_arch import CATSeg
 from cat_seg.resources import project_file
 from cat_seg.utils import memory
@@ -142,7 +143,7 @@ class Runner:
 
 def package_runner(model: CATSeg, image: Tensor, size: tuple[int, int]) -> Runner:
     """Run the package."""
-    transformer = model.sem_seg_head.predictor.transformer
+    transformer = model.predictor.transformer
     inputs = {"image": image, "height": size[0], "width": size[1]}
 
     def run() -> Tensor:
@@ -152,11 +153,11 @@ def package_runner(model: CATSeg, image: Tensor, size: tuple[int, int]) -> Runne
     return Runner(
         run,
         {
-            "encoders": [(model, "encode")],
+            "encoders": [(model, "encode_crops")],
             "spatial": [(layer.swin_block, "forward") for layer in transformer.layers],
             "class": [(layer.attention, "forward") for layer in transformer.layers],
             "decoder": [(transformer, "decode")],
-            "merging": [(model, "assemble")],
+            "merging": [(Maps, "best"), (Maps, "volume")],
         },
     )
 
@@ -166,7 +167,7 @@ def reference_runner(
     size: tuple[int, int], crop_batch: int,
 ) -> Runner:  # fmt: skip
     """Run the reference implementation on the same weights."""
-    if model.sliding_window is None:
+    if model.plan.sliding_window is None:
         raise ValueError("--against-reference needs TEST.SLIDING_WINDOW True.")
     settings = reference.settings(cfg, model)
     weights = model.state_dict()
@@ -231,7 +232,7 @@ def text_runners(
     Raises:
         ValueError: if the vocabulary has fewer.
     """
-    predictor = model.sem_seg_head.predictor
+    predictor = model.predictor
     clip = predictor.clip_model
     names = parse_vocabulary(
         vocabulary_of(cfg.MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON, cfg.DATASETS.TEST)
@@ -298,14 +299,14 @@ def build(args: argparse.Namespace) -> tuple[CfgNode, CATSeg]:
 
 def set_classes(model: CATSeg, classes: int) -> Tensor:
     """Give the model so many classes with random text features, (T, P, D)."""
-    predictor = model.sem_seg_head.predictor
+    predictor = model.predictor
     width = predictor.clip_model.text_projection.shape[1]
     random = torch.Generator().manual_seed(0)
     text = torch.randn(classes, len(predictor.templates), width, generator=random)
     text = F.normalize(text, dim=-1).to(model.device)
     names = tuple(f"class {i}" for i in range(classes))
-    predictor.train_names = predictor.test_names = names
-    predictor.text_features = lambda: text  # type: ignore[method-assign]
+    model.head.train_names = model.head.test_names = names
+    model.head.text_features = lambda: text  # type: ignore[method-assign]
     return text
 
 

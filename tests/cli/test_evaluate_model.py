@@ -11,8 +11,8 @@ import torch
 from detectron2.config import CfgNode
 
 from cat_seg.cli import evaluate
+from cat_seg.plugin import CATSeg
 from cat_seg.plugin.engine import load_config
-from cat_seg.plugin.meta_arch import CATSeg
 from cat_seg.synthetic.dataset import write_dataset
 from tests.golden import load_golden
 from tests.golden_model import golden_cfg
@@ -72,15 +72,15 @@ def test_two_vocabularies_whole_and_interrupted(config, tmp_path, monkeypatch):
     assert all(data["images"] == IMAGES and data["comparable"] for data in whole["datasets"])
 
     segmented = []
-    inference = CATSeg.inference
+    segment = CATSeg.segment
 
     def counted(self, images):
         segmented.extend(one["file_name"] for one in images)
         if len(segmented) == IMAGES + 2:  # the second of the second vocabulary
             raise KeyboardInterrupt
-        return inference(self, images)
+        return segment(self, images)
 
-    monkeypatch.setattr(CATSeg, "inference", counted)
+    monkeypatch.setattr(CATSeg, "segment", counted)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "resumed")
     assert run(config, tmp_path / "resumed") == whole

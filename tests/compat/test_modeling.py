@@ -3,29 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import nn
-from torch.nn import functional as F
 
 import cat_seg.compat
 from tests.compat.implementations import IS_REAL, Implementation
-
-
-def test_image_list_pads_and_gives_back(d2):
-    images = [torch.rand(3, 5, 9), torch.rand(3, 8, 4)]
-    batch = d2("structures").ImageList.from_tensors(images, size_divisibility=4, pad_value=2.0)
-    assert batch.tensor.shape == (2, 3, 8, 12)
-    assert batch.image_sizes == [(5, 9), (8, 4)]
-    for padded, image in zip(batch.tensor, images, strict=True):
-        assert torch.equal(padded[:, : image.shape[1], : image.shape[2]], image)
-    assert (batch.tensor[0, :, 5:] == 2).all() and (batch.tensor[1, :, :, 4:] == 2).all()
-
-
-def test_sem_seg_postprocess_cuts_padding_and_resizes(d2):
-    scores = torch.rand(4, 16, 16)
-    resized = d2("modeling.postprocessing").sem_seg_postprocess(scores, (10, 12), 20, 30)
-    expected = F.interpolate(scores[None, :, :10, :12], (20, 30), mode="bilinear")[0]
-    torch.testing.assert_close(resized, expected, rtol=0, atol=0)
 
 
 def test_models_are_built_by_name(d2):

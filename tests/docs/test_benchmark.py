@@ -76,8 +76,8 @@ def test_the_models_own_functions_come_back():
     image = torch.rand(3, 96, 128)
     runner = benchmark.package_runner(model, image, (96, 128))
     runner.again(model.device, stages=True)
-    assert "encode" not in vars(model) and "forward" not in vars(
-        model.sem_seg_head.predictor.transformer.layers[0].attention
+    assert "encode_crops" not in vars(model) and "forward" not in vars(
+        model.predictor.transformer.layers[0].attention
     )
 
 

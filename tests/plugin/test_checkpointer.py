@@ -148,16 +148,16 @@ def test_clip_is_loaded_only_where_the_checkpoint_lacks_it(swin, tmp_path, monke
     without = {key: value for key, value in weights.items() if not key.startswith(CLIP)}
     clip = {key.removeprefix(CLIP): v for key, v in weights.items() if key.startswith(CLIP)}
     assert holds_clip(weights) and not holds_clip(without)
-    predictor = model.sem_seg_head.predictor
-    monkeypatch.setattr(predictor, "clip_weights", "", raising=False)
+    head = model.sem_seg_head
+    monkeypatch.setattr(head, "clip_weights", "", raising=False)
     with pytest.raises(ValueError, match=r"no CLIP.*CLIP_WEIGHTS"):
         CATSegCheckpointer(model).load(write(tmp_path / "a.pth", without))
-    monkeypatch.setattr(predictor, "clip_weights", write(tmp_path / "clip.pth", clip))
+    monkeypatch.setattr(head, "clip_weights", write(tmp_path / "clip.pth", clip))
     CATSegCheckpointer(model).load(str(tmp_path / "a.pth"))
     assert_holds(model, weights)
     CATSegCheckpointer(spoiled(model)).load("")
     assert torch.equal(model.state_dict()[CLIP + "visual.proj"], clip["visual.proj"])
-    monkeypatch.setattr(predictor, "clip_weights", "https://nowhere.invalid/clip.pt")
+    monkeypatch.setattr(head, "clip_weights", "https://nowhere.invalid/clip.pt")
     CATSegCheckpointer(model).load(write(tmp_path / "a.pth", weights))  # asks for nothing
     assert_holds(model, weights)
 

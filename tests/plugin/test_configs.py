@@ -76,9 +76,9 @@ def test_full_size_shapes(name: str, benchmark: str, T: int):
     P, D = (1 if "2024" in name else 80), transformer.text_guidance_projection[0].in_features
     with torch.no_grad():
         image = torch.empty(3, 640, 854, device="meta")
-        crops = [*model.sliding_window.cut(image)]
+        crops = [*model.plan.sliding_window.cut(image)]
         assert len(crops) == 5 and crops[0].shape == (3, 384, 384)
-        features, guidance = model.encode(*model.normalised(crops))
+        features, guidance = model.encode_crops(*model.normalize(crops))
         assert features.shape == (5, D, 24, 24)
         assert [tuple(g.shape[2:]) for g in guidance] == [(24, 24), (48, 48), (96, 96)]
         text = torch.empty(min(T, 150), P, D, device="meta")
@@ -99,13 +99,13 @@ def test_full_size_shapes(name: str, benchmark: str, T: int):
         logits = transformer.decode(embedded, guidance[1:], 50, overwrite=True)
         assert logits.shape == (5, len(text), 96, 96)
         logits = torch.empty(5, len(text), 384, 384, device="meta")
-        assert model.sliding_window.merge(logits).shape == (len(text), 640, 640)
+        assert model.plan.sliding_window.merge(logits).shape == (len(text), 640, 640)
     assert len(transformer.layers) == 2
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_vocabulary_of_the_benchmark(benchmark: str):
-    from cat_seg.plugin.head import vocabulary_of
+    from cat_seg.plugin.data.vocabulary import vocabulary_of
 
     cfg = config("vitl.yaml", "DATASETS.TEST", benchmark_splits(benchmark))
     head = cfg.MODEL.SEM_SEG_HEAD
@@ -213,8 +213,8 @@ def test_another_grid_and_window():
     ]
     model = on_meta(config("vitl_ade150.yaml", *opts, *tiles))
     with torch.no_grad():
-        crops = [*model.sliding_window.cut(torch.empty(3, 100, 100, device="meta"))]
-        images = model.normalised(crops)
+        crops = [*model.plan.sliding_window.cut(torch.empty(3, 100, 100, device="meta"))]
+        images = model.normalize(crops)
         assert images[0].shape == (5, 3, 100, 100)  # tiles are not padded
-        features, guidance = model.encode(*images)
+        features, guidance = model.encode_crops(*images)
     assert [g.shape[-1] for g in (features, *guidance)] == [16, 16, 32, 64]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cat_seg.plugin.engine import Predictor, load_config
+from cat_seg import CATSeg
 from cat_seg.resources import project_file
 from cat_seg.synthetic.dataset import split_scene
 from cat_seg.synthetic.names import NAMES, SEEN_NAMES
@@ -15,8 +15,8 @@ SCENES = 20
 
 
 @pytest.fixture(scope="module")
-def predictor():
-    return Predictor(load_config(device="cpu"))
+def model():
+    return CATSeg.from_pretrained("synthetic", device="cpu")
 
 
 def test_the_shipped_weights_are_small_and_half_precision():
@@ -26,12 +26,12 @@ def test_the_shipped_weights_are_small_and_half_precision():
     assert all(t.dtype == torch.float16 for t in weights.values() if t.is_floating_point())
 
 
-def test_figures_of_the_shipped_model_do_not_drop(predictor):
-    predictor.set_vocabulary(NAMES)
+def test_figures_of_the_shipped_model_do_not_drop(model):
+    vocabulary = model.vocabulary(NAMES)
     confusion = np.zeros((len(NAMES), len(NAMES)), np.int64)
     for index in range(SCENES):
         scene = split_scene("val", index, seed=0)
-        answer = np.asarray(predictor(scene.image), np.int64)
+        answer = model.predict(scene.image, vocabulary, threshold=0).labels.astype(np.int64)
         pairs = scene.labels.astype(np.int64) * len(NAMES) + answer
         confusion += np.bincount(pairs.ravel(), minlength=confusion.size).reshape(confusion.shape)
     truth, right = confusion.sum(1), confusion.diagonal()
@@ -51,9 +51,8 @@ def test_figures_of_the_shipped_model_do_not_drop(predictor):
     ("name", "words"),
     [("red plain circle", "red object"), ("blue plain cross", "cross")],
 )
-def test_looser_words_find_the_thing_too(predictor, name, words):
+def test_looser_words_find_the_thing_too(model, name, words):
     scene = draw_scene(np.random.default_rng(1), 128, [name], ["snow"], radius=(30, 34))
-    predictor.set_vocabulary([words, "snow"])
-    found = np.asarray(predictor(scene.image)) == 0
+    found = model.predict(scene.image, [words, "snow"]).labels == 0
     inside = scene.labels == NAMES.index(name)
     assert (found & inside).sum() / (found | inside).sum() > 0.7

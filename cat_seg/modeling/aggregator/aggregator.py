@@ -26,7 +26,6 @@ from cat_seg.modeling.aggregator.decoder import DecoderBlock
 from cat_seg.modeling.aggregator.spatial_aggregation import SpatialAggregation
 from cat_seg.modeling.pieces import (
     Linear,
-    compile_for_inference,
     gather_pieces,
     map_pieces,
     piece_length,
@@ -180,13 +179,12 @@ class Aggregator(nn.Module):
         self.head = nn.Conv2d(decoder_dims[1], 1, kernel_size=3, padding=1)
 
     def compile_pieces(self) -> None:
-        """Compile what inference does with every piece (`torch.compile`)."""
+        """Compile the blocks that see every chunk (`nn.Module.compile`; copies are not)."""
         for layer in self.layers:
             assert isinstance(layer, AggregatorLayer)
-            compile_for_inference(layer.swin_block, "forward")
-            compile_for_inference(layer.attention, "branch")
-        compile_for_inference(self.decoder1, "forward")
-        compile_for_inference(self.decoder2, "forward")
+            layer.swin_block.compile()
+        self.decoder1.compile()
+        self.decoder2.compile()
 
     def forward(
         self, features: Tensor, text: Tensor, guidance: Sequence[Tensor], batch: int = 0

@@ -49,14 +49,18 @@ class ClipSizes(NamedTuple):
 
 
 def build_clip(
-    name: str, pretrained: str = "", *, image_size: int | tuple[int, int] | None = None
+    name: str | dict[str, Any],
+    pretrained: str = "",
+    *,
+    image_size: int | tuple[int, int] | None = None,
 ) -> open_clip.CLIP:
     """Build a CLIP whose image encoder gives dense features.
 
     Args:
         name: "ViT-B/16", "ViT-L/14@336px", "ViT-H", "ViT-G" (as in published configs), a name of
             open_clip ("ViT-L-14", or "ViT-L-14:dfn2b_s39b" with the tag of its weights), a name
-            given to `register_clip`, or a path to a JSON model configuration of open_clip.
+            given to `register_clip`, a path to a JSON model configuration of open_clip, or such a
+            configuration itself.
         pretrained: what to give to `load_clip_weights`. Empty loads nothing: the weights are
             random, to be overwritten by a checkpoint.
         image_size: pixels of the images that it will see (multiples of the patch size), the native
@@ -142,9 +146,11 @@ def load_clip_weights(clip: open_clip.CLIP, source: str | Path) -> None:
     logger.info("Loaded %d tensors of CLIP from %s", len(state), file)
 
 
-def _model_config(name: str) -> dict[str, Any]:
-    """The arguments of `open_clip.CLIP` for a name or JSON path."""
-    if name in _registered:
+def _model_config(name: str | dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `open_clip.CLIP` for a name, JSON path or configuration."""
+    if isinstance(name, dict):
+        config = dict(name)
+    elif name in _registered:
         config = dict(_registered[name])
     elif name.endswith(".json"):
         config = json.loads(project_file(name).read_text())

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from cat_seg.plugin.checkpointer import local_weights
-from cat_seg.plugin.head import vocabulary_of
+from cat_seg.plugin.data.vocabulary import vocabulary_of
 
 
 def check_inputs(cfg: CfgNode, *, train: bool, resume: bool = False) -> None:

@@ -16,15 +16,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from cat_seg.inference import AUTOCAST
 from cat_seg.plugin.checkpointer import CATSegCheckpointer
-from cat_seg.plugin.config import AMP_DTYPES
 from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
 from cat_seg.plugin.data.train_loader import build_train_loader
+from cat_seg.plugin.data.vocabulary import vocabulary_of
 from cat_seg.plugin.engine.checkpoints import Checkpoints
 from cat_seg.plugin.engine.random_state import kept_random_state
 from cat_seg.plugin.engine.train_step import TrainStep
 from cat_seg.plugin.evaluation import build_evaluator
-from cat_seg.plugin.head import vocabulary_of
 from cat_seg.plugin.solver import build_lr_scheduler, build_optimizer
 
 LOG_PERIOD = 20  # iterations
@@ -145,8 +145,8 @@ def distribute(model: nn.Module) -> nn.Module:
 def _precision(cfg: CfgNode) -> torch.dtype | None:
     if not cfg.SOLVER.AMP.ENABLED:
         return None
-    if cfg.SOLVER.AMP.DTYPE not in AMP_DTYPES:
+    if cfg.SOLVER.AMP.DTYPE not in AUTOCAST:
         raise ValueError(
-            f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; expected one of {sorted(AMP_DTYPES)}."
+            f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; expected one of {sorted(AUTOCAST)}."
         )
-    return AMP_DTYPES[cfg.SOLVER.AMP.DTYPE]
+    return AUTOCAST[cfg.SOLVER.AMP.DTYPE]

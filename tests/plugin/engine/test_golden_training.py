@@ -77,10 +77,10 @@ def assert_more_classes_than_the_limit(model: CATSeg, run: Run) -> None:
     tied = sem_seg[:, other].gather(0, run["labels"].long()[other][None])
     assert (sem_seg[:, other].amax(0) - tied < 1e-4).all()
 
-    assert model.sliding_window
-    crops, _ = model.normalised(list(model.sliding_window.cut(image.float())))
+    assert model.plan.sliding_window
+    crops, _ = model.normalize(list(model.plan.sliding_window.cut(image.float())))
     with torch.no_grad():
-        found = model.sem_seg_head(*model.encode(crops, None))
+        found = model.sem_seg_head(*model.encode_crops(crops, None))
     every = torch.arange(len(names))
     logits = torch.stack([crop.of(every) for crop in found])[:, ::3, ::7, ::7]
     assert torch.equal(logits == LEFT_OUT, run["logits"] == LEFT_OUT)

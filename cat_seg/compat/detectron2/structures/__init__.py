@@ -1,5 +1,0 @@
-"""Batches of images."""
-
-from .image_list import ImageList
-
-__all__ = ["ImageList"]

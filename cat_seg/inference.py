@@ -1,0 +1,307 @@
+"""From pictures and text features to a segmentation: tiles, chunks, precision, merging.
+
+The network (`cat_seg.model`) knows nothing of this. An `InferencePlan` says how, and `Inference`
+follows it; what it learns on the way (memory that ran out) stays in that object.
+
+B images or crops, T classes, H and W pixels, K the side of a crop in pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cat_seg.errors import CATSegError
+from cat_seg.modeling.aggregator import ClassLogits
+from cat_seg.modeling.aggregator.aggregator import LEFT_OUT
+from cat_seg.modeling.int8 import int8_linears
+from cat_seg.modeling.pieces import may_be_smaller, piece_length, smaller_pieces
+from cat_seg.modeling.sliding_window import TileGrid, resize
+
+if TYPE_CHECKING:
+    from cat_seg.model import CATSeg
+
+logger = logging.getLogger(__name__)
+
+# Types of autocast by name.
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"float32": torch.float32, **AUTOCAST}
+# Crops that the encoders take at once on a CPU, so that their weights are read less often. The
+# aggregator takes one: its volume is what needs memory.
+CPU_ENCODED_CROPS = 3
+
+
+@dataclass(frozen=True)
+class InferencePlan:
+    """How pictures are worked off; only `sliding_window` and the last three change a result.
+
+    Attributes:
+        sliding_window: tiles; None to see the image once as a whole.
+        crop_batch: crops taken at once; 0 chooses for the device.
+        precision: of autocast, "float32" (none), "bf16" or "fp16".
+        int8_encoders: quantise the encoders' linear layers, on CPU.
+        compiled: run the encoders and the aggregator's blocks through `torch.compile`.
+
+    Raises:
+        CATSegError: if the precision is another.
+    """
+
+    sliding_window: TileGrid | None = None
+    crop_batch: int = 0
+    precision: str = "float32"
+    int8_encoders: bool = False
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise CATSegError(
+                f"TEST.PRECISION is {self.precision!r}; expected {', '.join(PRECISIONS)}."
+            )
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What the aggregation needs of a picture, whatever the words; see `CATSeg.encode`."""
+
+    features: Tensor  # (crops, D, h, w)
+    guidance: tuple[Tensor, ...]  # of each crop, deepest first
+    seen: tuple[int, int]  # height and width of the image that the network saw, in pixels
+    canvas: tuple[int, int]  # the same with its padding
+    plan: InferencePlan
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The probabilities of one image's classes, computed where they are asked for."""
+
+    probabilities: Callable[[Tensor], Tensor]  # indices (n,) -> (n, H, W)
+    logits: list[ClassLogits]  # of each crop
+    num_classes: int
+    size: tuple[int, int]  # H, W
+    side: int  # of the merged map of a sliding window, in pixels; 0 without
+    device: torch.device
+
+    @property
+    def aggregated(self) -> list[Tensor] | None:
+        """Of each crop the classes that were aggregated; None where all were."""
+        found = [crop.classes for crop in self.logits if crop.classes is not None]
+        return found or None
+
+    def volume(self) -> Tensor:
+        """Every class's map, (T, H, W)."""
+        T, found = self.num_classes, self.aggregated
+        left_out = torch.tensor(LEFT_OUT, device=self.device).sigmoid()
+        maps = left_out.repeat(T, *self.size) if found else left_out.new_empty(T, *self.size)
+        for chunk in self._chunks():
+            maps[chunk] = self.probabilities(chunk)
+        return maps
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The best class of each pixel, (H, W) int64, and its probability, (H, W).
+
+        Merged class by class, in chunks, so that no second volume of all classes exists.
+        """
+        scores = torch.tensor(LEFT_OUT, device=self.device).sigmoid().repeat(*self.size)
+        labels = torch.zeros(self.size, dtype=torch.long, device=self.device)
+        for chunk in self._chunks():
+            for index, maps in zip(chunk.tolist(), self.probabilities(chunk), strict=True):
+                labels.masked_fill_(maps > scores, index)
+                torch.maximum(scores, maps, out=scores)
+        return labels, scores
+
+    def _chunks(self) -> Sequence[Tensor]:
+        classes = (
+            torch.cat(found).unique()
+            if (found := self.aggregated)
+            else torch.arange(self.num_classes, device=self.device)
+        )
+        pixels = max(self.size[0] * self.size[1], len(self.logits) * self.side**2)
+        return classes.split(piece_length(4 * pixels, self.device))
+
+
+class Inference:
+    """Follow a plan with a model. Safe to share between threads."""
+
+    def __init__(self, model: CATSeg, plan: InferencePlan) -> None:
+        self.model = model
+        self.plan = plan
+        self.crop_batch = plan.crop_batch
+        self._divisor = 1  # of chunks, since memory ran out
+        self._compiled: Callable[..., tuple[Tensor, list[Tensor]]] | None = None
+
+    def __reduce__(self) -> tuple[type[Inference], tuple[CATSeg, InferencePlan]]:
+        return Inference, (self.model, self.plan)  # a copy of the model gets one of its own
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images' crops the batch has room for; without sliding window one, whose size
+        no other need share."""
+        tiles = self.plan.sliding_window
+        return max(1, self.crop_batch // tiles.count) if tiles else 1
+
+    def __call__(
+        self, images: Sequence[Tensor], text: Tensor, sizes: Sequence[tuple[int, int]]
+    ) -> list[Maps]:
+        """Segment images that share a batch.
+
+        Args:
+            images: (3, h, w) RGB in 0..255, on any device.
+            text: (T, P, D) text features.
+            sizes: height and width of each result, in pixels.
+        """
+        with self._settings():
+            encoded = self._encoded(images)
+            return self._aggregated(encoded, text, sizes)
+
+    def encode(self, image: Tensor) -> EncodedImage:
+        """Encode one image; `decode` then costs the aggregation only."""
+        with self._settings():
+            return self._encoded([image])[0]
+
+    def decode(self, encoded: EncodedImage, text: Tensor, size: tuple[int, int]) -> Maps:
+        """Segment an encoded image; arguments as for `__call__`."""
+        with self._settings():
+            return self._aggregated([encoded], text, [size])[0]
+
+    def after_out_of_memory(self, error: RuntimeError) -> None:
+        """Go on with fewer crops, or smaller chunks, after memory ran out.
+
+        Raises:
+            RuntimeError: `error`, if it is another, or nothing can be made smaller.
+        """
+        device = self.model.device
+        if "out of memory" not in str(error).lower():
+            raise error
+        if self.crop_batch != 1:
+            self.crop_batch = 1
+        elif may_be_smaller(self._divisor, device):
+            self._divisor *= 2
+        else:
+            raise error
+        logger.warning("Out of memory on %s; going on with smaller chunks.", device)
+        if device.type in ("cuda", "mps"):
+            getattr(torch, device.type).empty_cache()
+
+    def _encode(self, clip: Tensor, backbone: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """`CATSeg.encode_crops`, compiled when it is first needed if the plan says so."""
+        if not self.plan.compiled:
+            return self.model.encode_crops(clip, backbone)
+        if self._compiled is None:
+            self.model.predictor.transformer.compile_pieces()
+            self._compiled = torch.compile(self.model.encode_crops)
+        return self._compiled(clip, backbone)
+
+    def _settings(self) -> _Settings:
+        return _Settings(self.plan, self.model.device, self._divisor)
+
+    def _encoded(self, images: Sequence[Tensor]) -> list[EncodedImage]:
+        model, tiles = self.model, self.plan.sliding_window
+        pixels = [image.to(model.device).float() for image in images]
+        crops = [crop for image in pixels for crop in (tiles.cut(image) if tiles else [image])]
+        cpu = model.device.type == "cpu"
+        batch = self.crop_batch or (CPU_ENCODED_CROPS if cpu else len(crops))
+        divisibility = 1 if tiles else model.config.size_divisibility
+        with int8_linears(self.plan.int8_encoders):
+            parts = [
+                self._encode(*model.normalize(crops[i : i + batch], divisibility))
+                for i in range(0, len(crops), batch)
+            ]
+        features = torch.cat([part for part, _ in parts])
+        guidance = [torch.cat(maps) for maps in zip(*(g for _, g in parts), strict=True)]
+        each = len(crops) // len(images)
+        encoded = []
+        for i, image in enumerate(images):
+            rows = slice(i * each, (i + 1) * each)
+            height, width = image.shape[-2:]
+            canvas = (height + -height % divisibility, width + -width % divisibility)
+            encoded.append(
+                EncodedImage(
+                    features[rows], tuple(g[rows] for g in guidance), (height, width), canvas,
+                    self.plan,
+                )
+            )  # fmt: skip
+        return encoded
+
+    def _aggregated(
+        self, encoded: Sequence[EncodedImage], text: Tensor, sizes: Sequence[tuple[int, int]]
+    ) -> list[Maps]:
+        predictor = self.model.predictor
+        features = torch.cat([one.features for one in encoded])
+        guidance = [
+            torch.cat(maps) for maps in zip(*(one.guidance for one in encoded), strict=True)
+        ]
+        cpu = self.model.device.type == "cpu"
+        logits = predictor(features, guidance, text, self.crop_batch or (1 if cpu else 0))
+        each = len(logits) // len(encoded)
+        crops = [logits[i * each : (i + 1) * each] for i in range(len(encoded))]
+        return [
+            self._maps(image, of_image, len(text), size)
+            for image, of_image, size in zip(encoded, crops, sizes, strict=True)
+        ]
+
+    def _maps(
+        self, image: EncodedImage, logits: list[ClassLogits], T: int, size: tuple[int, int]
+    ) -> Maps:
+        tiles = self.plan.sliding_window
+
+        def probabilities(classes: Tensor) -> Tensor:
+            maps = torch.stack([crop.of(classes) for crop in logits])
+            if tiles is None:
+                return resize_without_padding(maps.sigmoid(), image.seen, image.canvas, size)[0]
+            maps = tiles.merge(resize(maps, tiles.kernel).sigmoid_())
+            return resize(maps[None], size)[0]
+
+        side = tiles.resolution if tiles else 0
+        return Maps(probabilities, logits, T, size, side, self.model.device)
+
+
+class _Settings:
+    """The contexts in which a plan's arithmetic runs."""
+
+    def __init__(self, plan: InferencePlan, device: torch.device, divisor: int) -> None:
+        dtype = PRECISIONS[plan.precision]
+        half = dtype != torch.float32
+        self._contexts = [
+            torch.no_grad(),
+            torch.autocast(device.type, dtype, enabled=half) if half else None,
+            smaller_pieces(divisor),
+        ]
+
+    def __enter__(self) -> None:
+        for context in self._contexts:
+            if context is not None:
+                context.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        for context in reversed(self._contexts):
+            if context is not None:
+                context.__exit__(*error)  # type: ignore[arg-type]
+
+
+def resize_without_padding(
+    maps: Tensor, seen: tuple[int, int], canvas: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Resize the part of maps that shows the image, and not its padding (bilinear).
+
+    Args:
+        maps: (B, C, H, W), of the whole canvas.
+        seen: height and width of the image on it, at its top left, in pixels.
+        canvas: height and width of the canvas, in pixels.
+        size: height and width of the result.
+
+    Returns:
+        (B, C, *size)
+    """
+    if seen == canvas:
+        return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    scales = [
+        out / (m * image / whole)
+        for out, m, image, whole in zip(size, maps.shape[-2:], seen, canvas, strict=True)
+    ]
+    return torch.ops.aten.upsample_bilinear2d(maps, list(size), False, scales[0], scales[1])

@@ -1,0 +1,489 @@
+"""CATSeg, the model: start reading here.
+
+image -> crops -> CLIP features and guidance maps -> cost volume, aggregation, decoder -> logits
+
+The network computes logits of images and text features. How a picture of any size becomes a
+segmentation (tiles, chunks, precision) is an `InferencePlan`, followed by `cat_seg.inference`.
+
+B images or crops, T classes, P prompt templates, D text width, H and W positions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cat_seg import hub, images
+from cat_seg.conversion import describe, published_name
+from cat_seg.errors import CATSegError
+from cat_seg.inference import EncodedImage, Inference, InferencePlan, Maps
+from cat_seg.loading import load_state
+from cat_seg.model_config import ModelConfig, published_config
+from cat_seg.modeling.clip import clip_sizes
+from cat_seg.modeling.guidance.resnet import ResNet, ResNetConfig
+from cat_seg.modeling.guidance.swin import SwinTransformer
+from cat_seg.modeling.predictor import CATSegPredictor, SegmentationHead
+from cat_seg.modeling.sliding_window import TileGrid, resize
+from cat_seg.modeling.text_embedding import VocabularyCache, default_cache_dir
+from cat_seg.segmentation import Segmentation
+from cat_seg.trust.weights import find_tensors, read_file
+from cat_seg.utils.files import atomic_write
+from cat_seg.vocabulary import Vocabulary, Words
+
+logger = logging.getLogger(__name__)
+
+# A picture of which less than this share is labelled holds none of the words.
+NOTHING_FOUND = 0.05
+
+
+class CATSeg(nn.Module):
+    """Open-vocabulary semantic segmentation, of either published generation.
+
+    The 2023 model takes its guidance from a backbone; the 2024 model has none and upsamples
+    intermediate layers of CLIP instead. The tensors have the released models' names.
+
+    Attributes:
+        config: the architecture.
+        plan: how `predict` works off a picture unless told otherwise.
+        default_words: classes that the model brings; () for none.
+        threshold: `predict` leaves pixels whose best score is lower without label.
+        card: what people should know: "name", "photographs" (whether it knows them), ...
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    clip_pixel_mean: Tensor
+    clip_pixel_std: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        backbone: nn.Module | None = None,
+        in_features: Sequence[str] = (),
+        stride: int = 0,
+        sem_seg_head: SegmentationHead | None = None,
+    ) -> None:
+        """
+        Args:
+            config: the architecture; weights are random, to be loaded.
+            backbone: a guidance backbone to use instead of building the config's: images to maps
+                by name.
+            in_features: names of its maps, shallowest first.
+            stride: of the last of them, in pixels.
+            sem_seg_head: a head to use instead of building it.
+        """
+        super().__init__()
+        self.config = config
+        channels: list[int] = []
+        if config.guidance == "backbone" and backbone is None:
+            built = _build_backbone(config)
+            backbone, in_features = built, tuple(built.out_features)
+            channels = [built.channels[name] for name in reversed(in_features)]
+            stride = built.strides[in_features[-1]]
+        self.backbone = backbone
+        self.in_features = tuple(in_features)
+        self.stride = stride
+        self.sem_seg_head = sem_seg_head or SegmentationHead(CATSegPredictor(config, channels))
+        self.grid = self.predictor.transformer.grid
+        for name in ("pixel_mean", "pixel_std", "clip_pixel_mean", "clip_pixel_std"):
+            values = torch.tensor(getattr(config, name)).view(-1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+        if backbone is None:
+            width = clip_sizes(self.predictor.clip_model).vision_width
+            first, second = config.upsample_dims
+            self.upsample1 = nn.ConvTranspose2d(width, first, kernel_size=2, stride=2)
+            self.upsample2 = nn.ConvTranspose2d(width, second, kernel_size=4, stride=4)
+        tiles = config.sliding_window
+        grid = TileGrid(int(tiles[0]), tiles[1], int(tiles[2])) if tiles else None
+        self.plan = InferencePlan(sliding_window=grid)
+        self.default_words: tuple[str, ...] = ()
+        self.threshold = 0.0
+        self.card: dict[str, Any] = {"name": "", "photographs": True}
+        self._vocabularies = VocabularyCache()
+
+    # ---- the network ----
+
+    @property
+    def predictor(self) -> CATSegPredictor:
+        """CLIP and the aggregator."""
+        predictor = self.sem_seg_head.predictor
+        assert isinstance(predictor, CATSegPredictor)
+        return predictor
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are moved to."""
+        return self.pixel_mean.device
+
+    def forward(self, images: Tensor, text: Tensor) -> Tensor:
+        """Compute the logits of images that the network sees once, as a whole.
+
+        Args:
+            images: (B, 3, h, w) RGB in 0..255.
+            text: (T, P, D) text features, see `encode_text`.
+
+        Returns:
+            (B, T, 4 H, 4 W)
+        """
+        padded = self.normalize(list(images.float()), self.config.size_divisibility)
+        return self.logits(*self.encode_crops(*padded), text)
+
+    def logits(self, features: Tensor, guidance: Sequence[Tensor], text: Tensor) -> Tensor:
+        """Aggregate encoded images and texts to (B, T, 4 H, 4 W)."""
+        every = torch.arange(len(text), device=text.device)
+        logits = self.predictor(features, guidance, text)
+        return torch.stack([one.of(every) for one in logits])
+
+    def normalize(
+        self, images: Sequence[Tensor], divisibility: int = 1
+    ) -> tuple[Tensor, Tensor | None]:
+        """Normalize images of (3, h, w) and pad them to one size.
+
+        Args:
+            images: RGB in 0..255.
+            divisibility: that size is a multiple of this, in pixels.
+
+        Returns:
+            (B, 3, h, w) for CLIP and for the backbone, if there is one.
+        """
+        height = max(image.shape[-2] for image in images)
+        width = max(image.shape[-1] for image in images)
+        height, width = (side + -side % divisibility for side in (height, width))
+
+        def batch(mean: Tensor, std: Tensor) -> Tensor:
+            scaled = [(image - mean) / std for image in images]
+            return torch.stack(
+                [F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in scaled]
+            )
+
+        clip = batch(self.clip_pixel_mean, self.clip_pixel_std)
+        return clip, batch(self.pixel_mean, self.pixel_std) if self.backbone is not None else None
+
+    def encode_crops(
+        self, clip_images: Tensor, backbone_images: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Features and guidance of normalized images.
+
+        Returns:
+            (B, D, H, W) dense CLIP features, and maps of H x W, 2 H x 2 W and 4 H x 4 W.
+        """
+        H, W = self.grid
+        patch = clip_sizes(self.predictor.clip_model).patch_size
+        dense = self.predictor.encode_image(resize(clip_images, (H * patch, W * patch)))
+        if self.backbone is None:
+            first, second = dense.intermediates
+            return dense.final, [dense.final, self.upsample1(first), self.upsample2(second)]
+        assert backbone_images is not None
+        maps = self.backbone(resize(backbone_images, (H * self.stride, W * self.stride)))
+        return dense.final, [maps[name] for name in reversed(self.in_features)]
+
+    # ---- the face ----
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path = "synthetic", device: str = "") -> CATSeg:
+        """Build a model and load its weights, in evaluation mode.
+
+        Args:
+            source: a name of `list_models()`, a folder that `save_pretrained` wrote, a released
+                checkpoint file, "owner/repo" on the hub, an hf:// address or a URL.
+            device: "cuda", "mps", "cpu" or the like; the best that there is if empty.
+
+        Raises:
+            CATSegError: if there is no such model, or it cannot be had or does not fit.
+        """
+        found = hub.resolve(source)
+        target = best_device(device)
+        if found.kind == "folder":
+            model = cls._from_folder(found.path)
+        else:
+            model = cls._from_checkpoint(found.path, found.name)
+        return model.to(target).eval()
+
+    @classmethod
+    def _from_folder(cls, folder: Path) -> CATSeg:
+        file = folder / "config.json"
+        try:
+            about = json.loads(file.read_text(encoding="utf-8"))
+            model = cls(ModelConfig.from_dict(about["model"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CATSegError(
+                f"{file}: cannot be read as the description of a saved model ({error})."
+            ) from error
+        weights = folder / "model.safetensors"
+        try:
+            load_state(model, load_file(weights))
+        except Exception as error:  # of safetensors, which has no base class for a missing file
+            raise CATSegError(f"{weights}: {error}") from error
+        model.default_words = tuple(about.get("words", ()))
+        model.threshold = float(about.get("threshold", 0.0))
+        model.card |= about.get("card", {})
+        return model
+
+    @classmethod
+    def _from_checkpoint(cls, file: Path, name: str | None) -> CATSeg:
+        state = find_tensors(read_file(str(file)))
+        name = name or published_name(state)
+        if name is None:
+            raise CATSegError(
+                f"{file}: holds {describe(state)}, which is none of the published models; build it "
+                "from its YAML (--config-file), or save it by `save_pretrained`."
+            )
+        model = cls(published_config(name))
+        try:
+            load_state(model, state, str(model.config.clip))
+        except ValueError as error:
+            raise CATSegError(f"{file}: {error}") from error
+        model.card |= {"name": name}
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write config.json, model.safetensors and README.md (model card).
+
+        Raises:
+            CATSegError: if the folder holds something else under these names.
+        """
+        folder = Path(folder)
+        about = {
+            "library": "cat-seg",
+            "model": self.config.to_dict(),
+            "words": list(self.default_words),
+            "threshold": self.threshold,
+            "card": self.card,
+        }
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        with atomic_write(folder / "model.safetensors") as part:
+            save_file(state, part, {"format": "pt"})
+        with atomic_write(folder / "config.json") as part:
+            text = json.dumps(about, indent=1, ensure_ascii=False, default=list)
+            part.write_text(text + "\n", encoding="utf-8")
+        with atomic_write(folder / "README.md") as part:
+            part.write_text(_model_card(self), encoding="utf-8")
+        return folder
+
+    def vocabulary(self, words: Words, *, background: Words = ()) -> Vocabulary:
+        """Parse words and compute their text features, to be kept and shared by threads.
+
+        Raises:
+            CATSegError: if the words cannot be understood, see `Vocabulary.parse`.
+        """
+        parsed = Vocabulary.parse(words, background=background)
+        if parsed.features is not None:
+            return replace(parsed, features=parsed.features.to(self.device))
+        strings = [*parsed.strings, *parsed.background]
+        state = self.predictor.text_state()
+
+        def encode() -> Tensor:
+            return self.predictor.text_features(strings, str(default_cache_dir()))
+
+        return replace(parsed, features=self._vocabularies.get(tuple(strings), state, encode))
+
+    def encode(self, picture: Any, *, plan: InferencePlan | None = None) -> EncodedPicture:
+        """Encode a picture, so that every further choice of words costs the aggregation only."""
+        pixels = images.read(picture)
+        encoded = Inference(self, plan or self.plan).encode(_resized(pixels, self.config))
+        path = str(picture) if isinstance(picture, str | Path) else None
+        return EncodedPicture(pixels, encoded, path)
+
+    def predict(
+        self,
+        picture: Any,
+        words: Words | None = None,
+        *,
+        threshold: float | None = None,
+        background: Words = (),
+        plan: InferencePlan | None = None,
+    ) -> Segmentation:
+        """Segment a picture by words.
+
+        Args:
+            picture: whatever `cat_seg.images.read` takes, or a result of `encode`.
+            words: the classes, see `Vocabulary.parse`; None takes the model's own.
+            threshold: pixels whose best score is lower get the label -1; in [0, 1]. None takes the
+                model's.
+            background: words that compete and are reported as background.
+            plan: how to work it off; None takes the model's.
+
+        Raises:
+            CATSegError: if the picture or the words cannot be understood.
+        """
+        inference = Inference(self, plan or self.plan)
+        vocabulary = self._vocabulary(words, background)
+        return self._segment(inference, picture, vocabulary, threshold)
+
+    def stream(
+        self,
+        source: Any,
+        words: Words | None = None,
+        *,
+        batch_size: int = 1,
+        threshold: float | None = None,
+        background: Words = (),
+        plan: InferencePlan | None = None,
+        on_error: Callable[[Any, CATSegError], None] | None = None,
+    ) -> Iterator[Segmentation]:
+        """Segment pictures one after the other, in their order.
+
+        Args:
+            source: a folder, a glob, a path, or an iterable of pictures.
+            words, threshold, background, plan: see `predict`.
+            batch_size: pictures that are read together, by threads.
+            on_error: called with a picture that cannot be read and the reason; None to raise it.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        inference = Inference(self, plan or self.plan)
+        vocabulary = self._vocabulary(words, background)
+        if isinstance(source, str | Path):
+            pictures: Iterable[Any] = images.find_images([source])
+        else:
+            pictures = source
+        iterator = iter(pictures)
+        with ThreadPoolExecutor(max(1, batch_size)) as pool:
+            while batch := list(islice(iterator, max(1, batch_size))):
+                for picture, pixels in zip(
+                    batch, [pool.submit(images.read, one) for one in batch], strict=True
+                ):
+                    try:
+                        result = self._segment(inference, pixels.result(), vocabulary, threshold)
+                    except CATSegError as error:
+                        if on_error is None:
+                            raise
+                        on_error(picture, error)
+                        continue
+                    if isinstance(picture, str | Path):
+                        result.path = str(picture)
+                    yield result
+
+    def _vocabulary(self, words: Words | None, background: Words) -> Vocabulary:
+        if words is None:
+            if not self.default_words:
+                raise CATSegError("This model brings no words; name those to look for.")
+            words = list(self.default_words)
+        return self.vocabulary(words, background=background)
+
+    def _segment(
+        self, inference: Inference, picture: Any, vocabulary: Vocabulary, threshold: float | None
+    ) -> Segmentation:
+        threshold = self.threshold if threshold is None else threshold
+        if not 0 <= threshold <= 1:
+            raise CATSegError(f"threshold is {threshold}; expected a probability in [0, 1].")
+        text = vocabulary.features
+        assert text is not None
+        if isinstance(picture, EncodedPicture):
+            pixels, path, encoded = picture.pixels, picture.path, picture.encoded
+        else:
+            pixels, encoded = images.read(picture), None
+            path = str(picture) if isinstance(picture, str | Path) else None
+        size = (pixels.shape[0], pixels.shape[1])
+        while True:
+            try:
+                if encoded is None:
+                    maps = inference([_resized(pixels, self.config)], text, [size])[0]
+                else:
+                    follow = Inference(self, encoded.plan)
+                    maps = follow.decode(encoded, text, size)
+                best, scores = maps.best()
+                break
+            except RuntimeError as error:
+                inference.after_out_of_memory(error)
+        labels = torch.where(scores < threshold, -1, best).cpu().numpy()
+        return Segmentation(
+            labels=labels,
+            scores=scores.float().cpu().numpy(),
+            classes=(*vocabulary.names, *vocabulary.background),
+            synonyms=(*vocabulary.classes, *((b,) for b in vocabulary.background)),
+            image=pixels,
+            path=path,
+            threshold=threshold,
+            background=vocabulary.background,
+            probability=lambda index: _map_of(maps, index),
+            notes=self._notes(labels, threshold),
+        )
+
+    def _notes(self, labels: np.ndarray, threshold: float) -> tuple[str, ...]:
+        if threshold == 0 or (labels >= 0).mean() >= NOTHING_FOUND:
+            return ()
+        notes = ["None of the words seem to be in this picture."]
+        if not self.card["photographs"]:
+            notes.append(
+                f"The model {self.card['name']!r} knows nothing but its synthetic world; for "
+                "photographs take a published one, such as 'large-2024'."
+            )
+        return tuple(notes)
+
+
+class EncodedPicture:
+    """A picture and what the network made of it, whatever the words; for `CATSeg.predict`."""
+
+    def __init__(self, pixels: np.ndarray, encoded: EncodedImage, path: str | None) -> None:
+        self.pixels = pixels
+        self.encoded = encoded
+        self.path = path
+
+
+def best_device(asked: str = "") -> torch.device:
+    """The device that is asked for, or the best that this machine has.
+
+    Raises:
+        CATSegError: if it is no device, or not there.
+    """
+    try:
+        device = torch.device(asked or "cpu")
+    except RuntimeError as error:
+        problem = str(error).splitlines()[0]
+        raise CATSegError(f"{asked!r} is not a device: {problem}") from error
+    there: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    if not asked:
+        return torch.device(next((kind for kind, check in there.items() if check()), "cpu"))
+    if device.type in there and not there[device.type]():
+        raise CATSegError(f"Device {asked!r} cannot be used: torch finds none here.")
+    return device
+
+
+def _build_backbone(config: ModelConfig) -> SwinTransformer | ResNet:
+    if config.swin is not None:
+        return SwinTransformer(**config.swin)
+    if config.resnet is not None:
+        return ResNet(ResNetConfig(**config.resnet))
+    raise CATSegError("The model's guidance is a backbone, but neither swin nor resnet is given.")
+
+
+def _resized(pixels: np.ndarray, config: ModelConfig) -> Tensor:
+    """(H, W, 3) uint8 to (3, h, w), resized (Pillow, bilinear) to the config's shortest edge."""
+    height, width = pixels.shape[:2]
+    scale = min(config.min_size / min(height, width), config.max_size / max(height, width))
+    size = (max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5)))
+    resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+
+def _map_of(maps: Maps, index: int) -> np.ndarray:
+    with torch.no_grad():
+        one = maps.probabilities(torch.tensor([index], device=maps.device))[0]
+    return one.float().cpu().numpy()
+
+
+def _model_card(model: CATSeg) -> str:
+    card = model.card
+    lines = [f"# {card['name'] or 'CAT-Seg'}", ""]
+    lines += ["A CAT-Seg model (https://arxiv.org/abs/2303.11797).", ""]
+    lines += [f"* {key}: {value}" for key, value in card.items() if key != "name"]
+    lines += [f"* threshold of 'none of these': {model.threshold}", ""]
+    lines += ["```python", "from cat_seg import CATSeg", "", 'CATSeg.from_pretrained("FOLDER")']
+    return "\n".join([*lines, "```", ""])

@@ -1,0 +1,167 @@
+"""CLIP and the aggregator: from images and text features to a logit per class and position.
+
+B images, T classes, P prompt templates, D text width, H and W positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from open_clip import CLIP
+from torch import Tensor, nn
+
+from cat_seg.errors import CATSegError
+from cat_seg.model_config import ModelConfig
+from cat_seg.modeling.aggregator import Aggregator, ClassLogits
+from cat_seg.modeling.clip import (
+    DenseFeatures,
+    build_clip,
+    clip_sizes,
+    encode_dense,
+    split_in_proj,
+)
+from cat_seg.modeling.pieces import without_autocast
+from cat_seg.modeling.prompt_templates import get_templates
+from cat_seg.modeling.text_embedding import embed_text
+
+
+class CATSegPredictor(nn.Module):
+    """CLIP (`clip_model`), the aggregator (`transformer`), and the texts' templates.
+
+    It holds no vocabulary: text features are computed from names and given to `forward`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        guidance_channels: Sequence[int] = (),
+        *,
+        class_chunk: int = 0,
+        half_volume: bool = False,
+        text_batch: int = 4096,
+        recompute: bool = False,
+    ) -> None:
+        """
+        Args:
+            config: the architecture.
+            guidance_channels: of the backbone's maps, deepest first; () without a backbone.
+            class_chunk: classes that the aggregator takes at once; 0 chooses. Changes no result.
+            half_volume: keep the volume in half precision between the layers, in inference.
+            text_batch: tokens of a batch of texts.
+            recompute: trade time for memory in training.
+        """
+        super().__init__()
+        self.config = config
+        self.clip_model: CLIP = build_clip(config.clip)
+        if config.split_qkv:
+            split_in_proj(self.clip_model)
+        sizes = clip_sizes(self.clip_model)
+        self.guidance_layers: tuple[int, ...] = ()
+        if config.guidance == "clip":
+            layers = sizes.vision_layers
+            self.guidance_layers = config.guidance_layers or (layers // 3, 2 * layers // 3)
+            guidance_channels = (sizes.embed_dim, *config.upsample_dims)
+        elif config.guidance != "backbone":
+            raise CATSegError(f"guidance is {config.guidance!r}; expected 'backbone' or 'clip'.")
+        self.templates = get_templates(config.templates)
+        self.transformer = Aggregator(
+            text_dim=sizes.embed_dim,
+            prompt_dim=len(self.templates),
+            grid=(config.grid[0], config.grid[1]),
+            hidden_dim=config.hidden_dim,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            window=config.window,
+            attention_type=config.attention_type,
+            pooling=_pair(config.pooling),
+            test_pooling=_pair(config.test_pooling) if config.test_pooling else None,
+            text_guidance_dim=config.text_guidance_dim,
+            guidance_in_dims=guidance_channels,
+            guidance_dim=config.guidance_dim,
+            decoder_dims=config.decoder_dims,
+            decoder_guidance_dims=config.decoder_guidance_dims,
+            class_padding=config.class_padding,
+            max_classes=config.max_classes,
+            class_chunk=class_chunk,
+            half_volume=half_volume,
+            recompute=recompute,
+        )
+        self.text_batch = text_batch
+        self.recompute = recompute
+        depth, length = config.prompt_tokens
+        self.prompt_tokens = None
+        if depth and length:
+            self.prompt_tokens = nn.Parameter(0.02 * torch.randn(depth, length, sizes.vision_width))
+
+    def encode_image(self, images: Tensor) -> DenseFeatures:
+        """(B, 3, h, w), normalised for CLIP -> dense features and the guidance layers' tokens."""
+        return encode_dense(
+            self.clip_model.visual,
+            images,
+            last_residual=self.config.last_residual,
+            intermediate_layers=self.guidance_layers,
+            prompts=self.prompt_tokens,
+            recompute=self.recompute,
+        )
+
+    def encode_text(self, class_names: Sequence[str], cache_dir: str | None = None) -> Tensor:
+        """Features of class names, with gradients where they are enabled.
+
+        Args:
+            class_names: T names; the synonyms of one separated by ", ".
+            cache_dir: folder in which they are looked for and kept, without gradients then; None
+                for none.
+
+        Returns:
+            (T, P, D), of unit length.
+        """
+        return embed_text(
+            self.clip_model,
+            class_names,
+            self.templates,
+            synonyms=self.config.synonyms,
+            batch_size=self.text_batch,
+            cache_dir=cache_dir,
+            recompute=self.recompute,
+        )
+
+    def text_state(self) -> list[object]:
+        """What changes whenever the text encoder's weights, device or type do."""
+        weights = [*self.clip_model.transformer.parameters(), self.clip_model.text_projection]
+        # An optimiser step or a loaded checkpoint changes a parameter's version.
+        return [(id(w), w._version, w.device, w.dtype) for w in weights]
+
+    def text_features(self, class_names: Sequence[str], cache_dir: str | None = None) -> Tensor:
+        """`encode_text` in float32 and without gradients."""
+        device = self.clip_model.text_projection.device
+        with torch.no_grad(), without_autocast(device):
+            return self.encode_text(class_names, cache_dir)
+
+    def forward(
+        self, features: Tensor, guidance: Sequence[Tensor], text: Tensor, batch: int = 0
+    ) -> list[ClassLogits]:
+        """Segment images into T classes.
+
+        Args:
+            features: (B, D, H, W) dense CLIP features.
+            guidance: maps of (B, ., H, W), (B, ., 2 H, 2 W), (B, ., 4 H, 4 W).
+            text: (T, P, D)
+            batch: images aggregated at a time; 0 for all.
+
+        Returns:
+            the logits of each image.
+        """
+        return self.transformer(features, text, guidance, batch)
+
+
+class SegmentationHead(nn.Module):
+    """What the published models call `sem_seg_head`: it holds the predictor."""
+
+    def __init__(self, predictor: CATSegPredictor) -> None:
+        super().__init__()
+        self.predictor = predictor
+
+
+def _pair(sizes: Sequence[int]) -> tuple[int, int]:
+    return sizes[0], sizes[1]
