@@ -1,10 +1,12 @@
-"""Converts CAT-Seg checkpoints between the released layout and ours, .pth and .safetensors.
+"""Convert CAT-Seg checkpoints between the released layout and ours, .pth and .safetensors.
 
-python -m cat_seg.cli.convert IN OUT [--to released|cat_seg] [--half]
+cat-seg convert model_final_large.pth large.safetensors --half
 """
 
+from __future__ import annotations
+
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -12,12 +14,13 @@ import torch
 from torch import Tensor
 
 from cat_seg.conversion import from_released, generation, to_released
+from cat_seg.errors import CATSegError
 from cat_seg.trust.weights import read_weights
 from cat_seg.utils.files import atomic_write, fetch
 
 
 def convert(source: str, target: str | Path, *, to: str = "cat_seg", half: bool = False) -> None:
-    """Writes the weights of one checkpoint as another file.
+    """Write the weights of one checkpoint as another file.
 
     Args:
         source: A path, URL or hf://owner/repo/file.
@@ -26,14 +29,14 @@ def convert(source: str, target: str | Path, *, to: str = "cat_seg", half: bool 
         half: Whether to store floating point weights in half precision.
 
     Raises:
-        ValueError: The source is no checkpoint of CAT-Seg, or the target has another suffix.
+        CATSegError: The source is no checkpoint of CAT-Seg, or the target has another suffix.
     """
     target = Path(target)
     if target.suffix not in (".pth", ".safetensors"):
-        raise ValueError(f"{target}: expected a name that ends in .pth or .safetensors")
+        raise CATSegError(f"{target}: expected a name that ends in .pth or .safetensors")
     state = from_released(read_weights(fetch(source)))
     if generation(state) is None:
-        raise ValueError(f"{source}: not a checkpoint of CAT-Seg")
+        raise CATSegError(f"{source}: not a checkpoint of CAT-Seg")
     if to == "released":
         state = to_released(state)
     if half:
@@ -50,18 +53,22 @@ def _write(state: dict[str, Tensor], path: Path) -> None:
         torch.save({"model": state}, path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+def main(arguments: Sequence[str]) -> int:
+    """Convert the checkpoint that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="cat-seg convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("source", metavar="IN", help="path, URL or hf://owner/repo/file")
     parser.add_argument("target", metavar="OUT", help=".pth or .safetensors")
     parser.add_argument("--to", choices=("released", "cat_seg"), default="cat_seg")
     parser.add_argument("--half", action="store_true", help="store in half precision")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     try:
         convert(args.source, args.target, to=args.to, half=args.half)
-    except ValueError as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()
+    except OSError as error:
+        raise CATSegError(f"{args.target}: cannot be written ({error.strerror}).") from error
+    except ValueError as error:  # of the file that is named
+        raise CATSegError(str(error)) from error
+    return 0

@@ -1,6 +1,6 @@
-"""Evaluates one model on every benchmark that is there, and reports.
+"""Evaluate one model on every benchmark that is there, and report.
 
-    python -m cat_seg.cli.evaluate --config-file configs/vitl.yaml MODEL.WEIGHTS path
+    cat-seg evaluate --config-file configs/vitl.yaml MODEL.WEIGHTS path
 
 The model is loaded once, and changes its vocabulary from one benchmark to the next. A run that
 was interrupted goes on when it is started again with the same --output. Several processes
@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from cat_seg.errors import CATSegError
 from cat_seg.plugin.checkpointer import CATSegCheckpointer, local_weights
 from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, SPLITS
 from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
@@ -42,7 +44,22 @@ from cat_seg.utils.memory import keep_freed_memory
 logger = logging.getLogger("cat_seg.cli.evaluate")
 
 
-def main(args: argparse.Namespace) -> None:
+def main(arguments: Sequence[str]) -> int:
+    """Evaluate, in as many processes as the command line asks for."""
+    args = build_parser().parse_args(arguments)
+    try:
+        cfg = read_config(args)
+        chosen_datasets(cfg, args.benchmark)
+        if not cfg.MODEL.WEIGHTS:
+            raise CATSegError("MODEL.WEIGHTS is empty; name the weights to evaluate.")
+        local_weights(cfg.MODEL.WEIGHTS)
+    except ValueError as error:  # of the files that are named: whatever is wrong shows at once
+        raise CATSegError(str(error)) from error
+    launch(run, args)
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
     """Run one process of an evaluation."""
     keep_freed_memory()
     cfg = read_config(args)
@@ -72,9 +89,9 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         ValueError: if there is none, or it or the limit is malformed.
     """
     if not args.config_file:
-        raise ValueError("--config-file is missing, such as configs/vitl.yaml.")
+        raise CATSegError("--config-file is missing, such as configs/vitl.yaml.")
     if args.limit < 0:
-        raise ValueError(f"--limit is {args.limit}; expected a number of images.")
+        raise CATSegError(f"--limit is {args.limit}; expected a number of images.")
     output = ["OUTPUT_DIR", args.output] if args.output else []
     return load_config(args.config_file, [*args.opts, *output])
 
@@ -98,7 +115,7 @@ def chosen_datasets(cfg: CfgNode, asked: str = "") -> list[str]:
         for name in names:
             if name not in DatasetCatalog.list():
                 known = ", ".join([*BENCHMARKS, *own])
-                raise ValueError(
+                raise CATSegError(
                     f"--benchmark: {name!r} is unknown; expected one or several of {known}, "
                     "separated by commas."
                 )
@@ -106,7 +123,7 @@ def chosen_datasets(cfg: CfgNode, asked: str = "") -> list[str]:
         names = [name for name in own if name in cfg.DATASETS.TEST]
         names += [name for name in splits if _is_there(name)]
     if not names:
-        raise ValueError(
+        raise CATSegError(
             "No benchmark is there; set DETECTRON2_DATASETS to where they are, and see "
             "`python datasets/check.py`."
         )
@@ -152,7 +169,7 @@ def evaluate(
     evaluator = build_evaluator(cfg, name, limit=limit)
     todo = evaluator.resume(f"{identity} {metadata.vocabulary}")
     logger.info("%s: %d images to do", name, len(todo))
-    run(cfg, model, evaluator, todo)
+    predict(cfg, model, evaluator, todo)
     published = published_model(cfg)
     return BenchmarkResult(
         title=metadata.get("title", name),
@@ -165,7 +182,7 @@ def evaluate(
     )
 
 
-def run(
+def predict(
     cfg: CfgNode, model: CATSeg, evaluator: SegmentationEvaluator, records: list[dict[str, Any]]
 ) -> None:
     """Evaluate on these images and those that the evaluator has already."""
@@ -189,7 +206,7 @@ def report(cfg: CfgNode, outcomes: list[BenchmarkResult], failures: list[str], l
         ValueError: if there is nothing to report.
     """
     if not outcomes:
-        raise ValueError("\n".join(failures))
+        raise CATSegError("\n".join(failures))
     published = published_model(cfg)
     warnings = [f"Not the published protocol: {text}." for text in deviations(cfg)]
     if limit:
@@ -215,8 +232,10 @@ def report(cfg: CfgNode, outcomes: list[BenchmarkResult], failures: list[str], l
 def build_parser() -> argparse.ArgumentParser:
     """Detectron2's options, and ours."""
     parser = default_argument_parser(__doc__)
+    parser.prog = "cat-seg evaluate"
     parser.add_argument(
         "--benchmark",
+        "--benchmarks",
         default="",
         metavar="NAME",
         help=f"evaluate on these, separated by commas: {', '.join(BENCHMARKS)}, or your own data; "
@@ -230,13 +249,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    arguments = build_parser().parse_args()
-    try:
-        config = read_config(arguments)
-        chosen_datasets(config, arguments.benchmark)
-        if not config.MODEL.WEIGHTS:
-            raise ValueError("MODEL.WEIGHTS is empty; name the weights to evaluate.")
-        local_weights(config.MODEL.WEIGHTS)
-    except ValueError as error:
-        sys.exit(f"evaluate: {error}")
-    launch(main, arguments)
+    from cat_seg.cli.terminal import run as run_command
+
+    sys.exit(run_command("evaluate", lambda: main(sys.argv[1:])))

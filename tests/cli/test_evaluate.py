@@ -27,7 +27,7 @@ def no_benchmarks(tmp_path: Path, monkeypatch):
 
 def run(config: Path, output: Path, *options: str) -> dict:
     arguments = ["--config-file", str(config), "--output", str(output), *options]
-    evaluate.main(evaluate.build_parser().parse_args(arguments))
+    assert evaluate.main(arguments) == 0
     return json.loads((output / "results.json").read_text())
 
 

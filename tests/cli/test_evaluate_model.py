@@ -62,7 +62,7 @@ def config(request, tmp_path: Path, monkeypatch) -> Path:
 
 def run(config: Path, output: Path) -> dict:
     arguments = ["--config-file", str(config), "--output", str(output)]
-    evaluate.main(evaluate.build_parser().parse_args(arguments))
+    assert evaluate.main(arguments) == 0
     return json.loads((output / "results.json").read_text())
 
 

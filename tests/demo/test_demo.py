@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ def test_outputs_and_one_unreadable_file(tmp_path: Path, capsys):
     arguments = ["--input", SCENE, str(broken), "--output", str(tmp_path / "out")]
     assert demo.main([*arguments, "--vocabulary", "water|sea, sky", "--device", "cpu"]) == 1
     text = capsys.readouterr()
-    assert "1 image in" in text.out and "broken.jpg" in text.err
+    assert "1 picture in" in text.out and "broken.jpg" in text.err
     (labels,) = (tmp_path / "out").rglob("*_labels.png")
     found = np.asarray(Image.open(labels))
     assert set(np.unique(found)) <= {0, 1, 255} and (found == 0).mean() > 0.3
@@ -48,3 +50,30 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, capsys, arguments, message):
     known = ["--input", SCENE, "--output", str(tmp_path)]
     assert demo.main([*known, *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_yaml_builds_the_same_model_through_the_plugin(tmp_path):
+    arguments = ["--input", SCENE, "--device", "cpu", "--vocabulary", "water, sky"]
+    yaml = ["--config-file", "configs/synthetic.yaml", "--opts", "INPUT.MIN_SIZE_TEST", "128"]
+    assert demo.main([*arguments, "--output", str(tmp_path / "name")]) == 0
+    assert demo.main([*arguments, "--output", str(tmp_path / "yaml"), *yaml]) == 0
+    both = [Image.open(tmp_path / f / "harbour_labels.png") for f in ("name", "yaml")]
+    assert (np.asarray(both[0]) == np.asarray(both[1])).all()
+
+
+def test_it_runs_as_a_script_without_detectron2(tmp_path):
+    code = (
+        "import runpy, sys; sys.argv[1:] = sys.argv[2:]\n"
+        "try: runpy.run_path('demo/demo.py', run_name='__main__')\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "assert 'detectron2' not in sys.modules and 'cat_seg.plugin' not in sys.modules"
+    )
+    arguments = ["-", "--input", SCENE, "--output", str(tmp_path), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "harbour_overlay.jpg").stat().st_size > 10_000

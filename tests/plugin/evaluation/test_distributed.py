@@ -28,7 +28,7 @@ def process(rank: int, arguments: list[str], rendezvous: str) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    evaluate.main(evaluate.build_parser().parse_args(arguments))
+    evaluate.main(arguments)
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""The command line: `cat-seg` and its subcommands, one a module."""

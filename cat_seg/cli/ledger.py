@@ -1,0 +1,147 @@
+"""A folder's record of what was written into it, so that work is done once and files are safe.
+
+One line of JSON is added before the files of a picture are written, and one after. A file is ours
+to replace if a line names it and its content is still what was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from cat_seg.errors import CATSegError
+
+NAME = "cat-seg.jsonl"
+_HEADER = {"cat-seg": "what was written into this folder, by which picture, model and words"}
+
+
+class Ledger:
+    """The record of one folder.
+
+    Attributes:
+        folder: of the outputs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read what is there already.
+
+        Raises:
+            CATSegError: if the file of that name is none of ours, or cannot be read.
+        """
+        self.folder = folder
+        self._done: dict[str, dict[str, Any]] = {}  # by output
+        self._files: dict[str, str | None] = {}  # name -> digest, None while it is being written
+        self._file: TextIO | None = None
+        for record in _records(folder / NAME):
+            self._take(record)
+
+    def result(self, output: Path, job: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what `finish` was told of an output if it is there, made by the same job."""
+        record = self._done.get(output.as_posix())
+        if record is None or record["job"] != job:
+            return None
+        if not all((self.folder / name).is_file() for name in record["files"]):
+            return None
+        result: dict[str, Any] = record["result"]
+        return result
+
+    def wrote(self, path: Path) -> bool:
+        """Tell whether a file in the folder is ours, with the content that we gave it."""
+        name = Path(os.path.relpath(path, self.folder)).as_posix()
+        if name not in self._files:
+            return False
+        expected = self._files[name]
+        return expected is None or (path.is_file() and expected == _digest(path))
+
+    def __enter__(self) -> Ledger:
+        """Make the folder, and get ready to write.
+
+        Raises:
+            CATSegError: if that cannot be done.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.folder / NAME, "a", encoding="utf-8")
+            # A line that was broken off must not take the next one with it.
+            self._file.write("\n" if self._file.tell() else json.dumps(_HEADER) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CATSegError(
+                f"--output {self.folder}: {error.strerror or error}; expected a folder, there or "
+                "to be made, in which files can be written."
+            ) from error
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the file."""
+        if self._file:
+            self._file.close()
+
+    def begin(self, output: Path, files: Iterable[Path]) -> None:
+        """Tell that files are about to be written.
+
+        Raises:
+            CATSegError: if one is there that is not ours, which is then left as it is.
+        """
+        files = list(files)
+        for path in files:
+            if os.path.lexists(path) and not self.wrote(path):
+                raise CATSegError(
+                    f"{path} is there already, and not (or no more) as cat-seg wrote it: left as "
+                    "it is. Move it, or choose another --output."
+                )
+        names = {path.relative_to(self.folder).as_posix(): None for path in files}
+        self._write({"output": output.as_posix(), "files": names})
+
+    def finish(
+        self, output: Path, files: Iterable[Path], job: dict[str, Any], result: dict[str, Any]
+    ) -> None:
+        """Tell that these files were written, by which job, with which result."""
+        names = {path.relative_to(self.folder).as_posix(): _digest(path) for path in files}
+        self._write({"output": output.as_posix(), "files": names, "job": job, "result": result})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        assert self._file, "it is a context manager"
+        self._take(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def _take(self, record: dict[str, Any]) -> None:
+        self._files |= record["files"]
+        self._done.pop(record["output"], None)
+        if "job" in record:
+            self._done[record["output"]] = record
+
+
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    """Read the lines of a ledger; one that was broken off is left out."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise CATSegError(f"{file} cannot be read ({error}); choose another --output.") from error
+    if lines and lines[0] != json.dumps(_HEADER):
+        raise CATSegError(
+            f"{file} is not the record that cat-seg keeps under this name; move it, or choose "
+            "another --output."
+        )
+    for line in lines[1:]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and {"output", "files"} <= record.keys():
+            yield record
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
