@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from cat_seg.errors import CATSegError
 from cat_seg.modeling.aggregator import ClassLogits
 from cat_seg.modeling.aggregator.aggregator import LEFT_OUT
+from cat_seg.modeling.chunks import chunk_length, may_be_smaller, smaller_chunks
 from cat_seg.modeling.int8 import int8_linears
-from cat_seg.modeling.pieces import may_be_smaller, piece_length, smaller_pieces
 from cat_seg.modeling.sliding_window import TileGrid, resize
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Maps:
             else torch.arange(self.num_classes, device=self.device)
         )
         pixels = max(self.size[0] * self.size[1], len(self.logits) * self.side**2)
-        return classes.split(piece_length(4 * pixels, self.device))
+        return classes.split(chunk_length(4 * pixels, self.device))
 
 
 class Inference:
@@ -193,7 +193,7 @@ class Inference:
         if not self.plan.compiled:
             return self.model.encode_crops(clip, backbone)
         if self._compiled is None:
-            self.model.predictor.transformer.compile_pieces()
+            self.model.predictor.transformer.compile_blocks()
             self._compiled = torch.compile(self.model.encode_crops)
         return self._compiled(clip, backbone)
 
@@ -270,7 +270,7 @@ class _Settings:
         self._contexts = [
             torch.no_grad(),
             torch.autocast(device.type, dtype, enabled=half) if half else None,
-            smaller_pieces(divisor),
+            smaller_chunks(divisor),
         ]
 
     def __enter__(self) -> None:

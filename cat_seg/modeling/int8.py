@@ -23,7 +23,7 @@ _ROUNDED: MutableMapping[Tensor, tuple[int, Tensor, Tensor]] = WeakIdKeyDictiona
 
 @contextlib.contextmanager
 def int8_linears(active: bool = True) -> Iterator[None]:
-    """Within this context `cat_seg.modeling.pieces.linear` computes with 8-bit integers.
+    """Within this context `cat_seg.modeling.layers.linear` computes with 8-bit integers.
 
     On CPU and without gradients; elsewhere nothing changes. Weights may change in between.
     """

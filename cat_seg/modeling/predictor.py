@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cat_seg.errors import CATSegError
 from cat_seg.model_config import ModelConfig
 from cat_seg.modeling.aggregator import Aggregator, ClassLogits
+from cat_seg.modeling.autocast import without_autocast
 from cat_seg.modeling.clip import (
     DenseFeatures,
     build_clip,
@@ -21,7 +22,6 @@ from cat_seg.modeling.clip import (
     encode_dense,
     split_in_proj,
 )
-from cat_seg.modeling.pieces import without_autocast
 from cat_seg.modeling.prompt_templates import get_templates
 from cat_seg.modeling.text_embedding import embed_text
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from cat_seg.modeling.chunks import gather_chunks
 from cat_seg.modeling.clip.text import encode_text, tokenize
-from cat_seg.modeling.pieces import gather_pieces
 from cat_seg.utils.files import atomic_write, cache_folder
 from cat_seg.vocabulary import parse_vocabulary
 
@@ -148,7 +148,7 @@ def _embed(
 
         starts = range(0, len(names), together)
         groups = (features_of(names[i : i + together])[None] for i in starts)
-        return gather_pieces(groups, len(names))[0]
+        return gather_chunks(groups, len(names))[0]
 
 
 def _cache_key(clip: open_clip.CLIP, names: list[list[str]], templates: Sequence[str]) -> str:

@@ -180,7 +180,7 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     cfg.TEST.PRECISION = "float32"
     # Quantise the encoders' linear layers to 8 bits. On CPU; changes some labels.
     cfg.TEST.INT8_ENCODERS = False
-    # Compile the encoders and the aggregator's pieces with `torch.compile`: a minute at the start,
+    # Compile the encoders and the aggregator's chunks with `torch.compile`: a minute at the start,
     # and then what it brings depends on the device.
     cfg.TEST.COMPILE = False
     # Keep the volume of a crop in half precision between the layers. Changes few labels.

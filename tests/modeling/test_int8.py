@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cat_seg.modeling.int8 import int8_linears
-from cat_seg.modeling.pieces import linear
+from cat_seg.modeling.layers import linear
 
 
 @pytest.fixture()

@@ -17,7 +17,7 @@ from cat_seg.class_lists import class_names
 from cat_seg.inference import Inference
 from cat_seg.model import CATSeg as CATSegLibrary
 from cat_seg.modeling.aggregator.correlation import correlate
-from cat_seg.modeling.pieces import _DIVISOR
+from cat_seg.modeling.chunks import _DIVISOR
 from cat_seg.plugin import CATSeg
 from tests import plain
 from tests.golden import GOLDEN, load_golden
@@ -137,8 +137,8 @@ def test_padding_is_seen_as_published_and_cut_off(name: str, model: CATSeg, mapp
 
 
 def test_the_whole_model_is_the_plain_formulation(name: str, tmp_path, mapped: Tensor):
-    pieces = ("MODEL.SEM_SEG_HEAD.CLASS_CHUNK", 3)
-    cfg, model = golden_cfg(name, tmp_path, *pieces), golden_model(name, tmp_path, *pieces)
+    chunks = ("MODEL.SEM_SEG_HEAD.CLASS_CHUNK", 3)
+    cfg, model = golden_cfg(name, tmp_path, *chunks), golden_model(name, tmp_path, *chunks)
     with torch.no_grad():
         text = model.head.text_features()
         expected = plain.segment(
@@ -307,7 +307,7 @@ def test_crops_of_several_images_share_a_batch(model: CATSeg, mapped: Tensor):
         torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-4)
 
 
-def test_pieces_and_crop_batches_change_nothing(model: CATSeg, mapped: Tensor):
+def test_chunks_and_crop_batches_change_nothing(model: CATSeg, mapped: Tensor):
     image = {"image": mapped, "height": 120, "width": 160}
     whole = model([image])[0]["sem_seg"]
     transformer = model.predictor.transformer

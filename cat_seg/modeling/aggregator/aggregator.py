@@ -4,7 +4,7 @@ B images, T classes, P prompt templates, D text width, C channels, H and W posit
 
 The volume has one layout from the first convolution to the head, (B, T, H, W, C): linear layers
 and attention see it as rows, convolutions as a channels-last map. All steps but class aggregation
-see each class alone and take the classes in pieces. Under autocast the cost volume, the volume
+see each class alone and take the classes in chunks. Under autocast the cost volume, the volume
 between the layers and the last convolution stay float32 (the volume unless TEST.HALF_VOLUME).
 """
 
@@ -18,19 +18,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from cat_seg.modeling.aggregator.class_aggregation import ClassAggregation
 from cat_seg.modeling.aggregator.correlation import correlate, most_similar_classes, unit_length
 from cat_seg.modeling.aggregator.decoder import DecoderBlock
 from cat_seg.modeling.aggregator.spatial_aggregation import SpatialAggregation
-from cat_seg.modeling.pieces import (
-    Linear,
-    gather_pieces,
-    map_pieces,
-    piece_length,
-    without_autocast,
-)
+from cat_seg.modeling.autocast import without_autocast
+from cat_seg.modeling.chunks import checkpointed, chunk_length, gather_chunks, map_chunks
+from cat_seg.modeling.layers import Linear, may_overwrite
 
 # The logit of a class that was left out of the aggregation.
 LEFT_OUT = -100.0
@@ -108,7 +103,7 @@ class Aggregator(nn.Module):
             class_padding: length to which class sequences are filled up (2024: 256); 0 for none.
             max_classes: at most so many classes of an image are aggregated, the most similar
                 (2024: 256); 0 for all.
-            class_chunk: classes in one piece; 0 chooses for the device. Changes no result.
+            class_chunk: classes in one chunk; 0 chooses for the device. Changes no result.
             half_volume: keep the volume in half precision between the layers, in inference.
             recompute: trade time for memory in training.
 
@@ -178,7 +173,7 @@ class Aggregator(nn.Module):
         )
         self.head = nn.Conv2d(decoder_dims[1], 1, kernel_size=3, padding=1)
 
-    def compile_pieces(self) -> None:
+    def compile_blocks(self) -> None:
         """Compile the blocks that see every chunk (`nn.Module.compile`; copies are not)."""
         for layer in self.layers:
             assert isinstance(layer, AggregatorLayer)
@@ -219,7 +214,7 @@ class Aggregator(nn.Module):
         for start in range(0, B, batch):
             some, classes = slice(start, start + batch), None
             if select:
-                length = self._piece(1, features.device)
+                length = self._chunk(1, features.device)
                 with torch.no_grad():
                     classes = most_similar_classes(features[start], text, self.max_classes, length)
             chosen = slice(None) if classes is None else classes
@@ -258,19 +253,19 @@ class Aggregator(nn.Module):
         Returns:
             The volume, its contents lost, and (B, T, 4 H, 4 W).
         """
-        length = self._piece(len(features), features.device)
+        length = self._chunk(len(features), features.device)
         appearance = None
         if self.guidance_projection is not None:
             appearance = rearrange(self.guidance_projection(guidance[0]), "B C H W -> B H W C")
             appearance = appearance.contiguous()
-        pieces = (self.embed(features, t) for t in text.split(length))
+        chunks = (self.embed(features, t) for t in text.split(length))
         memory = None if volume is None else volume[: len(features)]
-        x = gather_pieces(pieces, len(text), memory)
+        x = gather_chunks(chunks, len(text), memory)
         for layer in self.layers:
             assert isinstance(layer, AggregatorLayer)
             guided = layer.swin_block.guide(appearance)
             spatial = partial(layer.swin_block, guided=guided)
-            x = map_pieces(spatial, x, dim=1, length=length, recompute=self.recompute)
+            x = map_chunks(spatial, x, dim=1, length=length, recompute=self.recompute)
             x = layer.attention(x, words, recompute=self.recompute)
         return x, self.decode(x, guidance[1:], length, overwrite=overwrite)
 
@@ -278,14 +273,14 @@ class Aggregator(nn.Module):
         """Text guidance of a vocabulary: (T, P, D) -> (T, .)."""
         if self.text_guidance_projection is None:
             return None
-        means = [unit_length(t).mean(dim=1) for t in text.split(self._piece(1, text.device))]
+        means = [unit_length(t).mean(dim=1) for t in text.split(self._chunk(1, text.device))]
         return self.text_guidance_projection(F.normalize(torch.cat(means), dim=-1))
 
     def embed(self, features: Tensor, text: Tensor) -> Tensor:
         """Correlation and first convolution: (B, H, W, D), (T, P, D) -> (B, T, H, W, C)."""
         cost = correlate(features, unit_length(text))  # (B, T, H, W, P)
         x = self.conv1(rearrange(cost, "B T H W P -> (B T) P H W"))
-        half = self.half_volume and not torch.is_grad_enabled()
+        half = self.half_volume and may_overwrite()
         x = x.to(torch.float16 if half else torch.float32)
         return rearrange(x, "(B T) C H W -> B T H W C", B=len(features))
 
@@ -300,35 +295,34 @@ class Aggregator(nn.Module):
         first = self.decoder1.guide(maps[0], (2 * H, 2 * W)), self.decoder1.kernel()
         second = self.decoder2.guide(maps[1], (4 * H, 4 * W)), self.decoder2.kernel()
 
-        def piece(x: Tensor) -> Tensor:
+        def chunk(x: Tensor) -> Tensor:
             y = rearrange(x.float(), "B T H W C -> (B T) C H W")
             y = self.decoder2(self.decoder1(y, *first), *second)
             with without_autocast(y.device):  # half precision makes logits tie
                 y = self.head(y.float())
             return rearrange(y, "(B T) 1 h w -> B T h w", B=len(x))
 
-        pieces = x.split(length, dim=1)
-        if torch.is_grad_enabled():
-            if self.recompute:
-                return torch.cat([checkpoint(piece, p, use_reentrant=False) for p in pieces], dim=1)
-            return torch.cat([piece(p) for p in pieces], dim=1)
+        chunks = x.split(length, dim=1)
+        if not may_overwrite():
+            recompute = self.recompute
+            return torch.cat([checkpointed(chunk, p, recompute=recompute) for p in chunks], dim=1)
         if overwrite and C * x.element_size() >= 16 * 4:
             # A class has fewer logits than it had channels: they fit where it, or one before, was.
             logits = x.view(torch.float32).view(B, -1)[:, : T * 16 * H * W]
         else:
             logits = torch.empty(B, T * 16 * H * W, device=x.device)
         logits = logits.view(B, T, 4 * H, 4 * W)
-        for start, p in zip(range(0, T, length), pieces, strict=True):
-            logits[:, start : start + length] = piece(p)
+        for start, p in zip(range(0, T, length), chunks, strict=True):
+            logits[:, start : start + length] = chunk(p)
         return logits
 
-    def _piece(self, B: int, device: torch.device) -> int:
-        """How many classes of B images make a piece."""
+    def _chunk(self, B: int, device: torch.device) -> int:
+        """How many classes of B images make a chunk."""
         if self.class_chunk > 0:
             return self.class_chunk
-        if torch.is_grad_enabled() and not self.recompute:
+        if not may_overwrite() and not self.recompute:
             return 1 << 30
-        return piece_length(B * self.grid[0] * self.grid[1] * self.widest * 4, device)
+        return chunk_length(B * self.grid[0] * self.grid[1] * self.widest * 4, device)
 
 
 def _projection(in_dim: int, out_dim: int) -> nn.Sequential | None:

@@ -2,7 +2,7 @@
 
 B images, T classes, N positions, H and W their grid, C channels, G guidance channels.
 
-Every position is seen alone, so the volume is worked off in pieces of positions. As in spatial
+Every position is seen alone, so the volume is worked off in chunks of positions. As in spatial
 aggregation, the half of q and k that sees only the text is computed once a vocabulary. The 2024
 model fills the class sequence up with a learned token; all of its copies have the same key and
 value, so that one of them is computed and weighted by their number.
@@ -17,7 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cat_seg.modeling.pieces import Linear, add, linear, map_pieces, piece_length
+from cat_seg.modeling.chunks import chunk_length, map_chunks
+from cat_seg.modeling.layers import Linear, add, linear, may_overwrite
 
 
 class ClassAggregation(nn.Module):
@@ -68,20 +69,18 @@ class ClassAggregation(nn.Module):
         guided = self.attention.guide(text)  # (T, 3 C) or (3 C,)
         bytes_each = B * T * 4 * C * 4  # of the MLP at one position
 
-        def pieces(function, volume: Tensor) -> Tensor:
-            length = (
-                volume.shape[2] if torch.is_grad_enabled() else piece_length(bytes_each, x.device)
-            )
-            return map_pieces(function, volume, 2, length, recompute=recompute)
+        def chunks(function, volume: Tensor) -> Tensor:
+            length = chunk_length(bytes_each, x.device) if may_overwrite() else volume.shape[2]
+            return map_chunks(function, volume, 2, length, recompute=recompute)
 
         pooling = self.pooling if self.training else self.test_pooling
         if pooling == (1, 1):
             x = x.flatten(2, 3)
-            return pieces(lambda p: add(p, self.branch(p, guided)), x).view(B, T, H, W, C)
+            return chunks(lambda p: add(p, self.branch(p, guided)), x).view(B, T, H, W, C)
         pooled = F.avg_pool2d(rearrange(x.float(), "B T H W C -> (B T) C H W"), pooling)
         h = pooled.shape[-2]
         pooled = rearrange(pooled, "(B T) C h w -> B T (h w) C", B=B).contiguous()
-        pooled = pieces(lambda p: self.branch(p, guided), pooled)
+        pooled = chunks(lambda p: self.branch(p, guided), pooled)
         pooled = rearrange(pooled, "B T (h w) C -> (B T) C h w", h=h)
         branch = F.interpolate(pooled, (H, W), mode="bilinear", align_corners=True)
         return x + rearrange(branch, "(B T) C H W -> B T H W C", B=B)
@@ -180,7 +179,7 @@ def linear_attention(
 
 def feature_map(x: Tensor) -> Tensor:
     """elu(x) + 1: exp(x) below zero, x + 1 above. Without gradients by exp, faster than expm1."""
-    if torch.is_grad_enabled():
+    if not may_overwrite():
         return F.elu(x) + 1
     return x.clamp(max=0).exp_().add_(x.clamp(min=0))
 

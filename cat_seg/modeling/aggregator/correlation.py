@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cat_seg.modeling.pieces import without_autocast
+from cat_seg.modeling.autocast import without_autocast
 
 
 def unit_length(text: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def most_similar_classes(features: Tensor, text: Tensor, count: int, length: int
         features: (H, W, D), of unit length along D.
         text: (T, P, D), of any length along D.
         count: how many classes to keep, at most T.
-        length: classes to look at in one piece.
+        length: classes to look at in one chunk.
 
     Returns:
         (count,) class indices, ascending.

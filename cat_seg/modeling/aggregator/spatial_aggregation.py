@@ -2,7 +2,7 @@
 
 B images, T classes, H and W positions, C channels, G guidance channels, N positions of a region.
 
-Every class is seen alone, so any piece of the classes can be given. Two identities keep it fast
+Every class is seen alone, so any chunk of the classes can be given. Two identities keep it fast
 and exact. A weight over [x, guidance] is applied in two halves, and the half over the guidance,
 which no class changes, once an image. A shifted window parts, by its mask, into rectangles that
 never see each other; each rectangle is attended by itself, so that nothing is rolled or masked.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cat_seg.modeling.pieces import Linear, add, gelu, linear
+from cat_seg.modeling.layers import Linear, add, gelu, linear
 
 
 class SpatialAggregation(nn.Module):

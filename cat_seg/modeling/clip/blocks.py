@@ -5,13 +5,12 @@ x + attention(ln_1(x)), then x + mlp(ln_2(x)). B sequences, L tokens, C channels
 
 from __future__ import annotations
 
-import torch
 from einops import rearrange
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cat_seg.modeling.pieces import add, gelu, linear
+from cat_seg.modeling.layers import add, gelu, linear, may_overwrite
 
 
 def check_blocks(transformer: Transformer, tower: str) -> None:
@@ -66,6 +65,6 @@ def add_mlp(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
 
 def _activate(activation: nn.Module, x: Tensor) -> Tensor:
     """The MLP's non-linearity. Without gradients QuickGELU is x sigmoid(a x) = silu(a x) / a."""
-    if isinstance(activation, QuickGELU) and not torch.is_grad_enabled():
+    if isinstance(activation, QuickGELU) and may_overwrite():
         return F.silu(x.mul_(1.702), inplace=True).mul_(1 / 1.702)
     return gelu(x) if type(activation) is nn.GELU else activation(x)

@@ -18,9 +18,9 @@ import open_clip
 import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from cat_seg.modeling.chunks import checkpointed
 from cat_seg.modeling.clip import blocks
 
 logger = logging.getLogger(__name__)
@@ -123,10 +123,7 @@ def _encode_sorted(clip: open_clip.CLIP, texts: Tensor, recompute: bool) -> Tens
     x = clip.token_embedding(tokens) + clip.positional_embedding[positions]  # (M, C)
     *body, last = clip.transformer.resblocks
     for block in body:
-        if recompute and torch.is_grad_enabled():
-            x = checkpoint(_block, block, x, node, first, use_reentrant=False)
-        else:
-            x = _block(block, x, node, first)
+        x = checkpointed(_block, block, x, node, first, recompute=recompute)
     x = clip.ln_final(_block(last, x, node, end))  # no other token of it is needed
     x = x[: len(texts)]  # (N, C)
     projection = clip.text_projection

@@ -16,10 +16,10 @@ from einops import rearrange
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from cat_seg.modeling.autocast import without_autocast
+from cat_seg.modeling.chunks import checkpointed
 from cat_seg.modeling.clip import blocks
-from cat_seg.modeling.pieces import without_autocast
 
 
 class DenseFeatures(NamedTuple):
@@ -96,10 +96,7 @@ def encode_dense_tokens(
     outputs = {}
     for i, block in enumerate(body):
         prompt = prompts[i] if prompts is not None and i < len(prompts) else None
-        if recompute and torch.is_grad_enabled():
-            x = checkpoint(_block, block, x, prompt, use_reentrant=False)
-        else:
-            x = _block(block, x, prompt)
+        x = checkpointed(_block, block, x, prompt, recompute=recompute)
         if i + 1 in intermediate_layers:
             outputs[i + 1] = x
 

@@ -14,7 +14,7 @@ from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cat_seg.modeling.pieces import use_fast_layers
+from cat_seg.modeling.layers import use_fast_layers
 
 
 class SwinTransformer(nn.Module):

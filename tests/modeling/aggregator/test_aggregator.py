@@ -1,4 +1,4 @@
-"""Every part of the aggregator against the plain formulation, in pieces and whole."""
+"""Every part of the aggregator against the plain formulation, in chunks and whole."""
 
 from __future__ import annotations
 
