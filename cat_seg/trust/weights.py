@@ -1,19 +1,19 @@
-"""Reading weight files of any common kind without executing anything in them.
+"""Reading weight files of any common kind, executing nothing in them and believing nothing.
 
-A pickle is a program: it may name any function and call it. Only the functions below, which
-build tensors, arrays and plain containers, are ever called; a file that asks for another one is
-refused. The kind of a file is told by its content, never by its name.
+The kind of a file is told by its content, never by its name. Whatever is wrong with a file leaves
+this module as a `CATSegError` that names it.
 """
 
-import codecs
+from __future__ import annotations
+
 import functools
 import io
-import pickle
+import os
 import re
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,224 +22,235 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from cat_seg.errors import CATSegError
+from cat_seg.trust.pickles import Builder, ScriptModule, Storage, as_dtype, parse
+from cat_seg.utils.files import other_content, set_aside
+
+# Where people keep a state dict, the first that is there.
+_WRAPPERS = (
+    *("model", "state_dict", "model_state_dict"),
+    *("model_ema", "ema", "net", "module", "params"),
+)
+# What DistributedDataParallel and Lightning put before every name; torch.compile's is _orig_mod.
+_PREFIXES = ("module.", "model.")
 # First pickle of a file written by torch.save before torch 1.6.
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LOCAL_HEADER = 30  # bytes of a zip's header of a record, before its name
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads the named tensors of a weight file.
+    """Read the named tensors of a weight file.
 
     Understood are safetensors, files of `torch.save`, TorchScript archives (OpenAI's CLIP), and
-    pickles of arrays or tensors (detectron2's .pkl). `{"model": ...}` and `{"state_dict": ...}`
-    are unwrapped; dtypes stay as stored; entries that are not tensors are dropped.
+    pickles of arrays or tensors (detectron2's .pkl). Wrappers such as `{"model": ...}` and prefixes
+    such as `module.` are taken off; dtypes stay as stored; what is no tensor is dropped.
 
     Raises:
-        ValueError: The file is no weight file, is damaged, holds no tensors, or asks for code
+        CATSegError: if the file is no weight file, is damaged, holds no tensors, or asks for code
             to be run.
     """
     content = read_file(path)
     try:
         return find_tensors(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except CATSegError as error:
+        raise CATSegError(f"{path}: {error}") from error
 
 
 def find_tensors(content: Any) -> dict[str, Tensor]:
-    """The named tensors in what `read_file` read, see `read_weights`."""
-    while isinstance(content, dict):
-        inner = content.get("model", content.get("state_dict"))
-        if not isinstance(inner, dict):
-            break
-        content = inner
-    if isinstance(content, dict):
-        tensors = {str(k): _as_tensor(v) for k, v in content.items()}
-        if state := {k: v for k, v in tensors.items() if v is not None}:
-            return state
-    raise ValueError("expected named tensors, found none")
+    """Find the named tensors in what `read_file` read, see `read_weights`."""
+    for _ in range(len(_WRAPPERS)):  # which may lie within each other, but not in themselves
+        inner = content if isinstance(content, Mapping) else {}
+        wrapped = (inner[key] for key in _WRAPPERS if isinstance(inner.get(key), Mapping))
+        content = next(wrapped, content)
+    if not isinstance(content, Mapping):
+        raise CATSegError(f"expected named tensors, found a {type(content).__name__}")
+    tensors = {str(key): _as_tensor(value) for key, value in content.items()}
+    state = {key: value for key, value in tensors.items() if value is not None}
+    if not state:
+        keys = ", ".join(map(ascii, list(content)[:8])) or "nothing"
+        raise CATSegError(
+            f"expected named tensors, found none; it has {keys}. Save the model's state_dict(), "
+            f"alone or under one of {', '.join(_WRAPPERS)}"
+        )
+    if wrong := next((name for name in state if not name.isprintable()), None):
+        raise CATSegError(f"damaged: a tensor has the name {wrong!a}")
+    return _without_prefixes(state)
 
 
 def read_file(path: str | Path) -> Any:
-    """Reads all that such a file holds (also a trainer's state), see `read_weights`."""
+    """Read all that such a file holds (also a trainer's state), see `read_weights`.
+
+    Raises:
+        CATSegError: if the file is none of these kinds, is damaged, or asks for code to be run.
+    """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise CATSegError(f"{path}: no such file")
     try:
         with open(path, "rb") as file:
-            head = file.read(64)
-            file.seek(0)
-            if head[8:9] == b"{":  # after the length of a JSON header
-                return safetensors.torch.load_file(path)
-            if head.startswith(b"PK"):
-                return _read_zip(file)
-            if head.startswith(_LEGACY_TORCH):
-                return _torch_load(file)
-            if head.startswith(b"\x80"):
-                return _Unpickler(file, encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: {error}") from error
-    except (
-        EOFError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        struct.error,
-        LookupError,
-        TypeError,
-        AttributeError,
-        safetensors.SafetensorError,
-    ) as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path}: damaged or incomplete, get it again ({problem})") from error
-    raise ValueError(
-        f"{path}: not a weight file; expected safetensors, a file of torch.save or "
-        "torch.jit.save, or a pickle of arrays"
-    )
+            return _read(file)
+    except CATSegError as error:
+        raise CATSegError(f"{path}: {error}{set_aside(path)}") from error
+    except OSError as error:
+        raise CATSegError(f"{path}: cannot be read ({error})") from error
+    except MemoryError as error:
+        raise CATSegError(f"{path}: needs more memory than there is") from error
+    except Exception as error:  # of zipfile, zlib, safetensors, torch or ours, for any damage
+        problem = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise CATSegError(
+            f"{path}: damaged or incomplete, get it again ({problem}){set_aside(path)}"
+        ) from error
+
+
+def check_weights(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
+    """Check the values of tensors from a file before a model takes them.
+
+    Args:
+        state: the file's tensors by the model's names.
+        model: the model's own, which say where a floating type belongs.
+
+    Raises:
+        CATSegError: if a tensor has integers for a floating type, or NaN or infinity in it.
+    """
+    shared = [name for name in state if name in model and model[name].is_floating_point()]
+    _refuse((n for n in shared if not state[n].is_floating_point()), "are not of a floating type")
+    _refuse((n for n in shared if not _is_finite(state[n])), "hold NaN or infinity")
+
+
+def _refuse(names: Iterable[str], what: str) -> None:
+    if wrong := list(names):
+        some = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+        raise CATSegError(f"{len(wrong)} tensors {what} ({some}); get or save the file again")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.numel():
+        return True
+    if tensor.element_size() == 1:  # float8, of which torch knows no extrema
+        tensor = tensor.float()
+    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())  # in one pass, and no copy
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what wrappers put before every name, and torch.compile also between two."""
+    renamed = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    if len(renamed) < len(state):
+        return state  # the names mean different tensors
+    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in renamed)), None):
+        renamed = {name.removeprefix(prefix): value for name, value in renamed.items()}
+    return renamed
 
 
 def _as_tensor(value: Any) -> Tensor | None:
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        return torch.from_numpy(value.copy())
+        return torch.from_numpy(value)
     return value if isinstance(value, Tensor) else None
 
 
-def _read_zip(file: BinaryIO) -> Any:
-    with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-        if any(name.split("/")[1:2] == ["code"] for name in names):
-            return _read_torchscript(archive)
+def _read(file: BinaryIO) -> Any:
+    head = file.read(512)
+    size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    return _torch_load(file)
-
-
-def _torch_load(file: BinaryIO | io.BytesIO) -> Any:
-    """torch.load that also admits NumPy arrays (random states in a trainer's checkpoint)."""
-    try:
-        with torch.serialization.safe_globals(_NUMPY_GLOBALS):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if asked := re.search(r"(?i)unsupported global:?(?: global)? ([\w.]+)", str(error)):
-            raise _refusal(asked[1]) from None
-        raise
-
-
-def _read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
-    """The parameters and buffers in a TorchScript archive, by their dotted names.
-
-    The archive's data.pkl pickles the module tree; its tensors' bytes lie in data/. The code in
-    code/ is not looked at.
-    """
-    pkl = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-    folder = pkl.removesuffix(".pkl")
-
-    @functools.cache
-    def storage(_: str, dtype: torch.dtype, key: str, *__: Any) -> Tensor:
-        content = bytearray(archive.read(f"{folder}/{key}"))
-        return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-
-    unpickler = _Unpickler(io.BytesIO(archive.read(pkl)))
-    unpickler.persistent_load = lambda pid: storage(*pid)  # type: ignore[method-assign]
-    return dict(_named_tensors(unpickler.load()))
-
-
-def _named_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield prefix.rstrip("."), value
-    elif isinstance(value, _ScriptModule) and isinstance(value.state, dict):
-        for name, child in value.state.items():
-            yield from _named_tensors(child, f"{prefix}{name}.")
-
-
-class _ScriptModule:
-    """Stands for every class of a TorchScript archive: holds the attributes, does nothing."""
-
-    state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds tensors, arrays and plain containers; refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "__torch__":
-            return _ScriptModule
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
-        try:
-            return _GLOBALS[module.replace("numpy.core", "numpy._core"), name]
-        except KeyError:
-            raise _refusal(f"{module}.{name}") from None
-
-
-def _refusal(name: str) -> pickle.UnpicklingError:
-    return pickle.UnpicklingError(
-        f"refused, because it asks for {name}; only tensors, arrays and plain containers are "
-        "read. If you trust it, save these alone (weights: its state_dict(), as safetensors)"
+    if what := other_content(head):
+        raise CATSegError(f"{what} instead of a weight file")
+    if head[4:9] == b"\0\0\0\0{":  # a JSON header after its length in eight bytes
+        return safetensors.torch.load_file(file.name)
+    if head.startswith(b"PK"):
+        return _read_archive(file, size)
+    if head.startswith(_LEGACY_TORCH):
+        return _read_legacy(file, size)
+    if head.startswith(b"\x80"):
+        return _builder(lambda storage: torch.empty(0)).build(parse(file, size))
+    raise CATSegError(
+        "not a weight file; expected safetensors, a file of torch.save or torch.jit.save, or a "
+        "pickle of arrays"
     )
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Bytes in pickles of protocol 2, which are written as calls of codecs.encode."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"refused, because it asks for the codec {encoding!r}")
-    return codecs.encode(text, encoding)
+def _read_archive(file: BinaryIO, size: int) -> Any:
+    """Read a zip of torch.save or torch.jit.save: a pickle, and the bytes of each storage.
+
+    A TorchScript archive's pickle has the module tree; its code is not looked at.
+    """
+    with zipfile.ZipFile(file) as archive:
+        records = {record.filename: record for record in archive.infolist()}
+    names = [name for name in records if re.fullmatch(r"[^/]+/data\.pkl", name)]
+    if not names:
+        raise CATSegError("a zip, but not of torch.save or torch.jit.save: data.pkl is missing")
+    folder = names[0].removesuffix(".pkl")
+    left = size
+
+    def record(name: str) -> Tensor:
+        nonlocal left
+        info = records[name]
+        left -= info.file_size
+        if info.compress_type != zipfile.ZIP_STORED or left < 0:
+            raise CATSegError("its records are compressed, or declare more bytes than it has")
+        file.seek(info.header_offset)
+        header = file.read(_LOCAL_HEADER)
+        file.seek(sum(struct.unpack("<HH", header[-4:])), os.SEEK_CUR)  # its name, and extras
+        content = _bytes(file, info.file_size)
+        # Zero is written where CRCs are switched off (torch.serialization.set_crc32_options).
+        if info.CRC and zlib.crc32(memoryview(content.numpy())) != info.CRC:  # type: ignore[arg-type]
+            raise ValueError(f"the CRC-32 of {name} differs")
+        return content
+
+    @functools.cache
+    def storage(key: str) -> Tensor:
+        return record(f"{folder}/{key}")
+
+    order = f"{folder.removesuffix('data')}byteorder"
+    if order in records and record(order).numpy().tobytes() != b"little":
+        raise CATSegError("was written on a big-endian machine; save it again on another")
+    tree = parse(io.BytesIO(record(names[0]).numpy().tobytes()), size, {})
+    content = _builder(lambda s: _elements(storage(s.key), s)).build(tree)
+    return content.tensors() if isinstance(content, ScriptModule) else content
 
 
-def _storage_from_bytes(content: bytes) -> Tensor:
-    """A tensor's storage in a plain pickle is a nested file of torch.save."""
-    storage = _torch_load(io.BytesIO(content))
-    return torch.empty(0, dtype=storage.dtype).set_(storage)
+def _read_legacy(file: BinaryIO, size: int) -> Any:
+    """Read a file of torch.save before 1.6: five pickles, then length and bytes of each storage."""
+    declared: dict[str, Storage] = {}
+    _, _, system, tree, keys = (parse(file, size, declared) for _ in range(5))
+    if not system["little_endian"]:
+        raise CATSegError("was written on a big-endian machine; save it again on another")
+    dtypes = {storage.key: storage.dtype for storage in declared.values()}
+    contents = {}
+    for key in keys:
+        (length,) = struct.unpack("<q", file.read(8))
+        count = length * dtypes[key].itemsize
+        if not 0 <= count <= size:
+            raise ValueError(f"declares a storage of {length} elements")
+        contents[key] = _bytes(file, count)
+    return _builder(lambda storage: _elements(contents[storage.key], storage)).build(tree)
 
 
-def _rebuild_tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    return storage.as_strided(size, stride, offset)
+def _bytes(file: BinaryIO, count: int) -> Tensor:
+    content = torch.empty(count, dtype=torch.uint8)
+    buffer: Any = content.numpy()
+    if file.readinto(buffer) != count:  # type: ignore[attr-defined]
+        raise ValueError("its end is missing")
+    return content
 
 
-def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
-    return data
+def _builder(storage: Any) -> Builder:
+    def nested(content: bytes) -> Tensor:
+        if not content.startswith(_LEGACY_TORCH):
+            raise ValueError("a storage is not a file of torch.save")
+        elements = _read_legacy(io.BytesIO(content), len(content))
+        if not isinstance(elements, Tensor):
+            raise ValueError("a storage is none")
+        return elements
+
+    return Builder(storage, nested)
 
 
-def _list(values: list[Any], *_: Any) -> list[Any]:
-    return values
-
-
-_reconstruct: Any
-_scalar: Any
-_reconstruct, _scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-_DTYPES = {
-    "BFloat16Storage": torch.bfloat16,
-    "BoolStorage": torch.bool,
-    "ByteStorage": torch.uint8,
-    "CharStorage": torch.int8,
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
-    "ShortStorage": torch.int16,
-}
-_GLOBALS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _encode,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "scalar"): _scalar,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch.storage", "_load_from_bytes"): _storage_from_bytes,
-} | {
-    ("torch.jit._pickle", f"build_{kind}list"): _list
-    for kind in ("int", "double", "bool", "tensor")
-}
-_NUMPY_GLOBALS: list[Any] = [
-    np.ndarray,
-    np.dtype,
-    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"},
-    *(
-        (function, f"numpy.{core}.multiarray.{function.__name__}")
-        for function in (_reconstruct, _scalar)
-        for core in ("core", "_core")
-    ),
-]
+def _elements(content: Tensor, storage: Storage) -> Tensor:
+    """The elements of a storage in its bytes."""
+    count = storage.length * storage.dtype.itemsize
+    if count > content.numel():
+        raise ValueError(f"declares a storage of {count} bytes, and has {content.numel()}")
+    elements = as_dtype(content[:count], storage.dtype)
+    if storage.view:
+        offset, length = storage.view
+        return elements[offset : offset + length]
+    return elements

@@ -166,7 +166,7 @@ def test_files_that_are_no_checkpoints(swin, tmp_path):
     (tmp_path / "text.pth").write_text("version https://git-lfs.github.com/spec/v1")
     other = write(tmp_path / "other.pth", {"conv9.weight": torch.zeros(1)})
     for path, problem in [
-        (str(tmp_path / "text.pth"), "text.pth: not a weight file"),
+        (str(tmp_path / "text.pth"), "text.pth: a pointer of Git LFS"),
         (str(tmp_path / "absent.pth"), "absent.pth does not exist"),
         ("odd://a/b.pth", "Cannot fetch odd://a/b.pth"),
         (other, "other.pth: neither a checkpoint of CAT-Seg"),
