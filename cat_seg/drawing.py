@@ -176,7 +176,8 @@ def _write_names(
 ) -> None:
     """Write each region's name where the widest free place for it is, large regions first."""
     shrink = max(1, max(labels.shape) // _PLACING)
-    small = labels[shrink // 2 :: shrink, shrink // 2 :: shrink]
+    top, left = (min(shrink, side) // 2 for side in labels.shape)  # a strip keeps a pixel's width
+    small = labels[top::shrink, left::shrink]
     regions = []
     for index in range(min(len(texts), _SMOOTHED_CLASSES)):
         mask = (small == index).astype(np.uint8)

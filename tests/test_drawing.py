@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -87,6 +89,16 @@ def test_any_size_and_many_classes(size):
     names = [f"class {i} of some length that is rather too long" for i in range(count)]
     picture = draw_segmentation(np.zeros((*size, 3), np.uint8), labels, names, original=True)
     assert max(picture.size) >= 800
+
+
+def test_a_strip_can_be_drawn_whole():
+    # OpenCV dies of an empty mask, and with it the process: so a process of its own.
+    code = (
+        "import numpy as np; from cat_seg.drawing import draw_segmentation\n"
+        "print(draw_segmentation(None, np.zeros((3, 5000), int), ['sea'], legend=False).size)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "(5000, 3)\n")
 
 
 def test_nothing_found():
