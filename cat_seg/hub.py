@@ -1,4 +1,4 @@
-"""The published models, and how any model is found by what a person calls it."""
+"""The table of published models, and how any model is found by what a person calls it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,26 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 
 from cat_seg.class_lists import published_results
 from cat_seg.errors import CATSegError
+from cat_seg.resources import resource
 from cat_seg.utils.files import FetchError, fetch
 
-SAVED_FILES = ("config.json", "model.safetensors")  # of a folder by `save_pretrained`
-_PACKAGE = Path(__file__).resolve().parent
+SAVED_FILES = ("config.json", "model.safetensors")  # of a folder that `save_pretrained` wrote
+_ADE150 = "ade20k_150_test_sem_seg"  # the benchmark that the table shows
+_REPOSITORY = re.compile(  # of models on the hub: by name, as hf://, or copied from the browser
+    r"(?P<scheme>hf://|https://huggingface\.co/)?"
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(?:(?:@|/tree/)(?P<revision>[^/?#@]+))?/?",
+    re.ASCII,
+)
+_EXPECTED = "a folder of `save_pretrained`, a checkpoint file, a URL, hf://... or owner/repo"
+_FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".safetensors", ".json", ".yaml")
 
 
 @dataclass(frozen=True)
@@ -27,8 +38,9 @@ class PublishedModel:
         year: of the generation.
         encoder: CLIP.
         guidance: what guides the aggregation.
-        parameters: of the whole model; None where nobody has counted them.
+        parameters: of the whole model, CLIP's text encoder included; None where unknown.
         address: where the weights come from; empty for those that ship.
+        download_bytes: size of the file at that address; None where unknown.
         photographs: whether it knows photographs.
         licence: what is known of the weights' terms.
     """
@@ -39,6 +51,7 @@ class PublishedModel:
     guidance: str
     parameters: int | None = None
     address: str = ""
+    download_bytes: int | None = None
     photographs: bool = True
     licence: str = "the authors' terms, see the address"
 
@@ -46,18 +59,42 @@ class PublishedModel:
     def miou(self) -> dict[str, float]:
         """The published mIoU by registered dataset, in percent; empty where none is published."""
         for row in published_results():
-            if str(row["generation"]) == str(self.year) and row["clip"] == self.encoder:
-                return dict(row["mIoU"]) if self.photographs else {}
+            if row["generation"] == str(self.year) and row["clip"] == self.encoder:
+                return dict(row["mIoU"])
         return {}
 
     def __str__(self) -> str:
-        count = f"{self.parameters / 1e6:.0f} M" if self.parameters else "-"
-        ade = self.miou.get("ade20k_150_test_sem_seg")
-        figure = "-" if ade is None else f"{ade}"
+        return "  ".join(cell for cell in self._cells() if cell != "-")
+
+    def _cells(self) -> tuple[str, ...]:
+        """What the table shows, in the order of `_HEADER`."""
+        ade = self.miou.get(_ADE150)
         return (
-            f"{self.name:<12} {self.year}  {self.encoder:<14} {self.guidance:<12} {count:>6}  "
-            f"A-150 {figure:>5}  {self.address or 'ships'}"
+            self.name,
+            str(self.year),
+            self.encoder,
+            self.guidance,
+            f"{self.parameters / 1e6:.0f} M" if self.parameters else "-",
+            f"{self.download_bytes / 1e6:.0f} MB" if self.download_bytes else "-",
+            f"{ade:.1f}" if ade else "-",
+            "photographs" if self.photographs else "its synthetic world",
+            self.address or "ships",
         )
+
+
+_HEADER = (
+    *("name", "year", "CLIP", "guidance", "parameters"),
+    *("download", "A-150", "knows", "weights"),
+)
+
+
+class ModelList(list[PublishedModel]):
+    """Models, shown as a table."""
+
+    def __repr__(self) -> str:
+        rows = [_HEADER, *(model._cells() for model in self)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 _2023 = "hf://hamacojr/CAT-Seg/model_final_{}.pth"
@@ -67,81 +104,144 @@ MODELS: dict[str, PublishedModel] = {
     model.name: model
     for model in (
         PublishedModel(
-            "synthetic", 2023, "small ViT", "small Swin", None, "", False, "MIT, as the code"
+            "synthetic",
+            2023,
+            "small ViT",
+            "small Swin",
+            5_261_054,
+            photographs=False,
+            licence="MIT, as the code",
         ),
-        PublishedModel("base-2024", 2024, "ViT-B/16", "CLIP", None, _2024.format("base")),
-        PublishedModel("large-2024", 2024, "ViT-L/14@336", "CLIP", None, _2024.format("large")),
-        PublishedModel("base-2023", 2023, "ViT-B/16", "ResNet-101", None, _2023.format("base")),
-        PublishedModel("large-2023", 2023, "ViT-L/14@336", "Swin-B", None, _2023.format("large")),
-        PublishedModel("huge-2023", 2023, "ViT-H/14", "Swin-B", None, _2023.format("huge")),
-        PublishedModel("giant-2023", 2023, "ViT-bigG/14", "Swin-B", None, _2023.format("giant")),
+        PublishedModel("base-2024", 2024, "ViT-B/16", "CLIP", 154_289_378, _2024.format("base")),
+        PublishedModel(
+            "large-2024", 2024, "ViT-L/14@336", "CLIP", 433_726_946, _2024.format("large")
+        ),
+        PublishedModel(
+            "base-2023", 2023, "ViT-B/16", "ResNet-101", 180_559_266, _2023.format("base")
+        ),
+        PublishedModel(
+            "large-2023", 2023, "ViT-L/14@336", "Swin-B", 490_331_674, _2023.format("large")
+        ),
+        PublishedModel(
+            "huge-2023", 2023, "ViT-H/14", "Swin-B", 1_048_529_690, _2023.format("huge")
+        ),
+        PublishedModel(
+            "giant-2023", 2023, "ViT-bigG/14", "Swin-B", 2_602_020_122, _2023.format("giant")
+        ),
     )
 }
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model lies on this machine."""
+    """Where a model lies on this machine.
 
-    kind: str  # "folder" (of `save_pretrained`) or "file" (a checkpoint)
+    Attributes:
+        kind: a "folder" that `save_pretrained` wrote, or a checkpoint "file".
+        path: of the folder or file.
+        name: of the published model, if it was asked for by name.
+    """
+
+    kind: Literal["folder", "file"]
     path: Path
-    name: str | None = None  # of the published model, if it is one
+    name: str | None = None
 
 
-def list_models() -> list[PublishedModel]:
-    """The published models, and the small one that ships."""
-    return list(MODELS.values())
+def list_models() -> ModelList:
+    """List the published models, and the small one that ships; printed, it is a table."""
+    return ModelList(MODELS.values())
 
 
 def resolve(source: str | Path) -> Source:
     """Find a model, and fetch it if need be.
 
     Args:
-        source: a name of `list_models`, a folder, a checkpoint file, "owner/repo" on the hub, an
-            hf:// address or a URL.
+        source: a name of `list_models` (for a folder of that name, write `./name`), a folder that
+            `save_pretrained` wrote or a file in it, a checkpoint file, "owner/repo" on the hub
+            ("owner/repo@revision" for another than the main one), an hf:// address, or a URL. What
+            is here goes before what is on the hub.
 
     Raises:
-        CATSegError: if there is none, or it cannot be fetched.
+        CATSegError: if there is no such model, or it cannot be fetched.
     """
+    if not isinstance(source, str | Path) or not str(source).strip():
+        raise CATSegError(f"{source!r} is no model: expected a name, {_EXPECTED}.")
     name = str(source)
     if name in MODELS:
-        if not MODELS[name].address:
-            return Source("folder", _PACKAGE / "models" / name, name)
-        return Source("file", _fetched(MODELS[name].address), name)
-    if name.startswith(("hf://", "https://", "http://")):
+        model = MODELS[name]
+        if not model.address:
+            return Source("folder", resource(f"cat_seg/models/{name}"), name)
+        return Source("file", _fetched(model.address, f"{name}: "), name)
+    repository = _REPOSITORY.fullmatch(name) if isinstance(source, str) else None
+    if repository and repository["scheme"]:
+        return Source("folder", _snapshot(repository["repo"], repository["revision"]))
+    if isinstance(source, str) and re.match(r"hf://|https?://", name):
         return Source("file", _fetched(name))
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if lacking := [file for file in SAVED_FILES if not (path / file).is_file()]:
-            raise CATSegError(
-                f"{path}: no {' and no '.join(lacking)} in this folder; expected one that "
-                "`save_pretrained` wrote."
-            )
-        return Source("folder", path)
-    if path.exists():
-        return Source("file", path)
-    if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix:
-        return Source("folder", _snapshot(name))
-    near = difflib.get_close_matches(name, MODELS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(MODELS)},"
+    if here := _local(Path(source)):
+        return here
+    if repository and not name.lower().endswith(_FILE_SUFFIXES):
+        return Source("folder", _snapshot(repository["repo"], repository["revision"]))
+    near = difflib.get_close_matches(name.lower(), MODELS)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise CATSegError(
-        f"{name!r} is no model: {hint} or a folder, a checkpoint file, or owner/repo on the hub."
+        f"{name!r} is no model, and no file or folder here: {hint}Expected one of "
+        f"{', '.join(MODELS)}, {_EXPECTED}."
     )
 
 
-def _fetched(address: str) -> Path:
+def _local(path: Path) -> Source | None:
+    """The model of a path on this machine; None if there is nothing."""
+    try:
+        path = path.expanduser()
+        if path.is_dir():
+            if lacking := _lacking(path):
+                raise CATSegError(
+                    f"{path}: no {lacking} in this folder; expected one that `save_pretrained` "
+                    "wrote."
+                )
+            return Source("folder", path)
+        if path.name in SAVED_FILES and not _lacking(path.parent):
+            return Source("folder", path.parent)
+        if path.is_file():
+            return Source("file", path)
+        if path.exists():
+            raise CATSegError(f"{path} is neither a file nor a folder; expected a model.")
+    except (OSError, RuntimeError) as error:  # no permission, too long a name, no such user's home
+        raise CATSegError(f"{path}: cannot be looked at ({error}).") from error
+    return None
+
+
+def _lacking(folder: Path) -> str:
+    return " and no ".join(file for file in SAVED_FILES if not (folder / file).is_file())
+
+
+def _fetched(address: str, whose: str = "") -> Path:
     try:
         return fetch(address)
     except FetchError as error:
-        raise CATSegError(str(error)) from error
+        raise CATSegError(f"{whose}{error}") from error
 
 
-def _snapshot(repository: str) -> Path:
-    """The saved model of a repository on the hub, fetched once."""
+def _snapshot(repository: str, revision: str | None) -> Path:
+    """The saved model of a repository on the hub, in the hub's cache."""
     try:
-        return Path(snapshot_download(repository, allow_patterns=[*SAVED_FILES, "README.md"]))
-    except Exception as error:  # the hub's client and what lies beneath raise many
+        files = [*SAVED_FILES, "README.md"]
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=files))
+    except Exception as error:  # the hub's client, its HTTP library and the file system raise many
+        if isinstance(error, RepositoryNotFoundError):
+            problem = "no such repository, or a private one: log in by `hf auth login`"
+        elif isinstance(error, RevisionNotFoundError):
+            problem = f"no revision {revision!r}"
+        else:
+            problem = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CATSegError(
-            f"{repository}: cannot be fetched from the hub ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); download it by other means and give the folder's path."
+            f"{repository}: no folder here, and cannot be fetched from the hub ({problem}). "
+            f"Without a network, download {' and '.join(SAVED_FILES)} by other means and give "
+            "their folder."
         ) from error
+    if lacking := _lacking(folder):
+        raise CATSegError(
+            f"{repository}: no {lacking} in this repository of the hub; expected what "
+            "`save_pretrained` writes. A checkpoint file is hf://owner/repo/file."
+        )
+    return folder
