@@ -15,7 +15,7 @@ from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 from cat_seg.class_lists import published_results
 from cat_seg.errors import CATSegError
 from cat_seg.resources import resource
-from cat_seg.utils.files import FetchError, fetch
+from cat_seg.utils.files import fetch
 
 SAVED_FILES = ("config.json", "model.safetensors")  # of a folder that `save_pretrained` wrote
 _ADE150 = "ade20k_150_test_sem_seg"  # the benchmark that the table shows
@@ -171,12 +171,12 @@ def resolve(source: str | Path) -> Source:
         model = MODELS[name]
         if not model.address:
             return Source("folder", resource(f"cat_seg/models/{name}"), name)
-        return Source("file", _fetched(model.address, f"{name}: "), name)
+        return Source("file", fetch(model.address), name)
     repository = _REPOSITORY.fullmatch(name) if isinstance(source, str) else None
     if repository and repository["scheme"]:
         return Source("folder", _snapshot(repository["repo"], repository["revision"]))
     if isinstance(source, str) and re.match(r"hf://|https?://", name):
-        return Source("file", _fetched(name))
+        return Source("file", fetch(name))
     if here := _local(Path(source)):
         return here
     if repository and not name.lower().endswith(_FILE_SUFFIXES):
@@ -213,13 +213,6 @@ def _local(path: Path) -> Source | None:
 
 def _lacking(folder: Path) -> str:
     return " and no ".join(file for file in SAVED_FILES if not (folder / file).is_file())
-
-
-def _fetched(address: str, whose: str = "") -> Path:
-    try:
-        return fetch(address)
-    except FetchError as error:
-        raise CATSegError(f"{whose}{error}") from error
 
 
 def _snapshot(repository: str, revision: str | None) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import _snapshot_download, constants, file_download, hf_api
 
 from cat_seg import hub
 from cat_seg.class_lists import published_results
@@ -168,6 +168,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if path.startswith(api) and name in ("main", "v2"):
             siblings = [{"rfilename": file} for file in self.server.files]
             about = {"id": "owner/repo", "sha": "c" * 40, "siblings": siblings}
+            about |= {"private": False, "downloads": 0, "likes": 0, "tags": []}  # older clients
             self.answer(200, json.dumps(about).encode(), body, {"Content-Type": "application/json"})
         elif path == "/api/models/owner/repo/tree/" + "c" * 40:  # which newer clients ask for
             entries = [
@@ -207,12 +208,18 @@ def server(tmp_path, monkeypatch, saved):
         server.shutdown()
 
 
-def point_to(address, folder, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+def point_to(address, folder, monkeypatch, offline=False):
+    """Make huggingface_hub ask another server, and keep its files elsewhere."""
+    settings = {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(folder / "hub"),
+        "HF_HUB_OFFLINE": offline,
+    }
+    for module in (constants, hf_api, file_download, _snapshot_download):
+        for key, value in settings.items():
+            if hasattr(module, key):  # older clients have copies in each module
+                monkeypatch.setattr(module, key, value)
 
 
 @pytest.mark.parametrize(
@@ -233,11 +240,13 @@ def test_repositories_of_the_hub(server, saved, source, revision):
     assert any(path.endswith(f"/revision/{revision}") for path in server.asked)
 
 
-def test_what_was_fetched_is_found_without_a_network(server, monkeypatch):
+def test_what_was_fetched_is_found_without_a_network(server, tmp_path, monkeypatch):
     path = resolve("owner/repo").path
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     asked = len(server.asked)
-    assert resolve("owner/repo").path == path and len(server.asked) == asked
+    for offline in (True, False):
+        point_to("http://127.0.0.1:9", tmp_path, monkeypatch, offline)
+        assert resolve("owner/repo").path == path
+    assert len(server.asked) == asked
 
 
 @pytest.mark.parametrize(
@@ -260,7 +269,6 @@ def test_a_repository_of_something_else_is_told(server):
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_without_a_network_it_is_told_what_to_do(tmp_path, monkeypatch, offline):
-    point_to("http://127.0.0.1:9", tmp_path, monkeypatch)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    point_to("http://127.0.0.1:9", tmp_path, monkeypatch, offline)
     with pytest.raises(CATSegError, match=r"owner/repo: .*hub .*by other means"):
         resolve("owner/repo")
