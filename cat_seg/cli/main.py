@@ -32,8 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     command: str = build_parser().parse_args(arguments[:1] or ["--help"]).command
-    module = importlib.import_module(f"cat_seg.cli.{command}")
-    return run(f"cat-seg {command}", lambda: module.main(arguments[1:]))
+
+    def start() -> int:
+        module = importlib.import_module(f"cat_seg.cli.{command}")
+        code: int = module.main(arguments[1:])
+        return code
+
+    return run(f"cat-seg {command}", start)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -23,15 +23,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from cat_seg import __version__
 from cat_seg.cli.ledger import Ledger
 from cat_seg.cli.terminal import as_text, printable
 from cat_seg.errors import CATSegError
+from cat_seg.resources import resource
 
 if TYPE_CHECKING:  # torch takes seconds, and --help needs none
     from cat_seg.model import CATSeg
     from cat_seg.vocabulary import Vocabulary
 
 SHIPPED = "synthetic"  # the model that is taken if none is named
+SHIPPED_YAML = f"configs/{SHIPPED}.yaml"
 FOR_PHOTOGRAPHS = "large-2024"  # the one to advise
 _SHOWN_PICTURES = 20  # of more, not each gets a line
 _SHOWN_NAMES = 8  # of a picture, largest first
@@ -149,7 +152,11 @@ def predict(args: argparse.Namespace) -> int:
     ledger = Ledger(args.output)
     report = Report(args.json)
     todo = []
-    for path, output in _pictures(args.inputs):
+    addresses = [item for item in args.inputs if "://" in item]
+    for item in addresses:
+        problem = f"{item} is an address, which is not fetched: download it, and name the file."
+        report.left_out(Path(item), CATSegError(problem))
+    for path, output in _pictures([item for item in args.inputs if item not in addresses]):
         if not os.path.isfile(path):
             report.left_out(path, _what_is_wrong(path))
             continue
@@ -189,9 +196,7 @@ def load_model(args: argparse.Namespace) -> CATSeg:
     if args.config_file or args.opts:
         from cat_seg import plugin
 
-        return plugin.load_model(
-            args.config_file or f"configs/{SHIPPED}.yaml", args.opts, args.device
-        )
+        return plugin.load_model(args.config_file or SHIPPED_YAML, args.opts, args.device)
     from cat_seg.model import CATSeg
 
     return CATSeg.from_pretrained(args.model or SHIPPED, args.device)
@@ -267,7 +272,8 @@ class Report:
             print("Nothing to do: all that is there was written by cat-seg.", file=out)
         for note, names in self._notes.items():
             which = ", ".join(map(printable, names[:5])) + (", ..." if len(names) > 5 else "")
-            print(f"{printable(note)} ({which})", file=out)
+            some = len(names) < self._done + self._skipped
+            print(f"{printable(note)} ({which})" if some else printable(note), file=out)
         if not self.photographs and not self._notes:
             print(
                 "The model knows its synthetic world and no photographs; for those, "
@@ -373,19 +379,25 @@ def _vocabulary(model: CATSeg, words: Vocabulary | None, background: Sequence[st
 
 
 def _settings(args: argparse.Namespace, words: Vocabulary | None, background: Sequence[str]) -> str:
-    """Digest what decides the results but for the pictures: model, words, options."""
-    model = [args.model or SHIPPED, args.config_file, *args.opts]
-    asked = [words.classes, words.background] if words else [None, background]
-    files = [
-        _fingerprint(file)
-        for name in model
-        if name
-        for place in [Path(name).expanduser()]
-        for file in (sorted(place.iterdir()) if place.is_dir() else [place])
-        if file.is_file()
+    """Digest what decides the results but for the pictures: version, model, words, options."""
+    if args.config_file or args.opts:
+        from cat_seg import plugin
+
+        cfg = plugin.load_config(args.config_file or SHIPPED_YAML, args.opts, args.device).clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = ""
+        model, place = cfg.dump(), Path(cfg.MODEL.WEIGHTS)
+    else:
+        model = args.model or SHIPPED
+        place = resource(f"cat_seg/models/{SHIPPED}") if model == SHIPPED else Path(model)
+    place = place.expanduser()
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    content = [
+        *(__version__, model, [_fingerprint(file) for file in files if file.is_file()]),
+        *([words.classes, words.background] if words else [None, background]),
+        *(args.threshold, args.original),
     ]
-    content = json.dumps([model, files, asked, args.threshold, args.original])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _fingerprint(path: Path) -> list[Any]:

@@ -1,11 +1,11 @@
-"""What a command shows: text that gives a terminal no orders, tables, mistakes as sentences."""
+"""What a command shows: text that gives a terminal no orders, mistakes as sentences."""
 
 from __future__ import annotations
 
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from cat_seg.errors import CATSegError
 
@@ -50,13 +50,6 @@ def printable(text: str | os.PathLike[str]) -> str:
 def as_text(path: str | os.PathLike[str]) -> str:
     """Return a file's name as text that every encoding of Unicode can hold."""
     return os.fspath(path).encode("utf-8", "backslashreplace").decode()
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows of equally many cells, the first of which is the header."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
 
 
 def size(count: int) -> str:

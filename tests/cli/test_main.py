@@ -8,7 +8,7 @@ import pytest
 
 import cat_seg
 from cat_seg.cli.main import COMMANDS, main
-from cat_seg.cli.terminal import as_text, printable, run, size, table
+from cat_seg.cli.terminal import as_text, printable, run, size
 from cat_seg.errors import CATSegError
 
 
@@ -58,6 +58,15 @@ def test_users_mistakes_become_a_sentence_and_others_do_not(capsys):
         run("tool", lambda: fail(ValueError("bug")))
 
 
+def test_what_is_wrong_with_an_import_is_told_too(monkeypatch, capsys):
+    def broken(name):
+        raise CATSegError("detectron2 is a folder in the way.")
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    assert main(["evaluate"]) == 1
+    assert capsys.readouterr().err == "cat-seg evaluate: detectron2 is a folder in the way.\n"
+
+
 def test_a_reader_that_has_gone_is_no_error():
     code = (
         "import sys; from cat_seg.cli.terminal import run\n"
@@ -89,8 +98,7 @@ def test_control_codes_are_shown_as_escapes(name, shown):
     assert as_text(name).encode("utf-8")
 
 
-def test_tables_and_sizes():
-    assert table([("a", "b"), ("long", "c")]) == "a     b\nlong  c"
+def test_sizes():
     assert [size(n) for n in (0, 999, 1500, 25_000_000, 10**13)] == [
         *("0 B", "999 B", "1.5 kB", "25 MB", "10 TB")
     ]

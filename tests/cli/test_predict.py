@@ -140,6 +140,29 @@ def test_what_is_done_is_done_again_only_by_other_means(model, photos, capsys):
     assert model.seen[15:] == ["a.png"]
 
 
+def test_what_is_done_is_done_again_by_another_version_or_weights(model, photos, monkeypatch):
+    run = ["photos/b.jpg", "--model", "own.pth"]
+    Path("own.pth").write_bytes(b"weights")
+    assert predict(*run) == 0 and len(model.seen) == 1
+    Path("own.pth").write_bytes(b"other weights")
+    assert predict(*run) == 0 and len(model.seen) == 2
+    monkeypatch.setattr(module, "__version__", "0.0.0")
+    assert predict(*run) == 0 and len(model.seen) == 3
+    assert predict(*run) == 0 and len(model.seen) == 3
+
+
+def test_what_is_done_is_done_again_by_another_yaml(model, photos):
+    run = ["photos/b.jpg", "--config-file", "own.yaml"]
+    Path("own.yaml").write_text("_BASE_: base.yaml\n")
+    Path("base.yaml").write_text("INPUT: {MIN_SIZE_TEST: 128}\nMODEL: {WEIGHTS: own.pth}\n")
+    assert predict(*run) == 0 and len(model.seen) == 1
+    assert predict(*run, "--device", "cpu") == 0 and len(model.seen) == 1
+    Path("base.yaml").write_text("INPUT: {MIN_SIZE_TEST: 256}\nMODEL: {WEIGHTS: own.pth}\n")
+    assert predict(*run) == 0 and len(model.seen) == 2
+    Path("own.pth").write_bytes(b"weights")
+    assert predict(*run) == 0 and len(model.seen) == 3
+
+
 def test_an_interrupted_run_goes_on(model, photos, monkeypatch, capsys):
     save = Segmentation.save
     monkeypatch.setattr(Segmentation, "save", lambda *arguments: interrupt(save, *arguments))
@@ -214,6 +237,8 @@ def test_wrong_paths_are_told_before_a_model_is_loaded(tmp_path, monkeypatch, ca
     assert not Path("output").exists()
     error = capsys.readouterr().err
     assert "absent.jpg does not exist" in error and "folder is a folder without images" in error
+    assert predict("https://example.com/a.jpg") == 1
+    assert "https://example.com/a.jpg is an address" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -257,6 +282,8 @@ def test_none_of_the_words_is_told_once(model, photos, capsys):
     assert "black.png: none of these 100%" in text
     assert predict("photos", "--threshold", "0.1") == 0  # also of what was done before
     assert f"{NONE} (black.png, blacker.png)" in capsys.readouterr().out
+    assert predict("photos/black.png", "--threshold", "0.1", "--output", "other") == 0
+    assert f"{NONE}\n" in capsys.readouterr().out  # there is but one
 
 
 @pytest.mark.parametrize("photographs", [True, False])
