@@ -10,7 +10,6 @@ B images or crops, T classes, P prompt templates, D text width, H and W position
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -21,16 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cat_seg import hub, images
-from cat_seg.conversion import describe, published_name
+from cat_seg import hub, images, saved
 from cat_seg.errors import CATSegError
 from cat_seg.inference import EncodedImage, Inference, InferencePlan, Maps
-from cat_seg.loading import load_state
-from cat_seg.model_config import ModelConfig, published_config
+from cat_seg.model_config import ModelConfig
 from cat_seg.modeling.clip import clip_sizes
 from cat_seg.modeling.guidance.resnet import ResNet, ResNetConfig
 from cat_seg.modeling.guidance.swin import SwinTransformer
@@ -38,8 +34,6 @@ from cat_seg.modeling.predictor import CATSegPredictor, SegmentationHead
 from cat_seg.modeling.sliding_window import TileGrid, resize
 from cat_seg.modeling.text_embedding import VocabularyCache, default_cache_dir
 from cat_seg.segmentation import Segmentation
-from cat_seg.trust.weights import find_tensors, read_file
-from cat_seg.utils.files import atomic_write
 from cat_seg.vocabulary import Vocabulary, Words
 
 logger = logging.getLogger(__name__)
@@ -206,72 +200,14 @@ class CATSeg(nn.Module):
         """
         found = hub.resolve(source)
         target = best_device(device)
-        if found.kind == "folder":
-            model = cls._from_folder(found.path)
-        else:
-            model = cls._from_checkpoint(found.path, found.name)
-        return model.to(target).eval()
-
-    @classmethod
-    def _from_folder(cls, folder: Path) -> CATSeg:
-        file = folder / "config.json"
-        try:
-            about = json.loads(file.read_text(encoding="utf-8"))
-            model = cls(ModelConfig.from_dict(about["model"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CATSegError(
-                f"{file}: cannot be read as the description of a saved model ({error})."
-            ) from error
-        weights = folder / "model.safetensors"
-        try:
-            load_state(model, load_file(weights))
-        except Exception as error:  # of safetensors, which has no base class for a missing file
-            raise CATSegError(f"{weights}: {error}") from error
-        model.default_words = tuple(about.get("words", ()))
-        model.threshold = float(about.get("threshold", 0.0))
-        model.card |= about.get("card", {})
-        return model
-
-    @classmethod
-    def _from_checkpoint(cls, file: Path, name: str | None) -> CATSeg:
-        state = find_tensors(read_file(str(file)))
-        name = name or published_name(state)
-        if name is None:
-            raise CATSegError(
-                f"{file}: holds {describe(state)}, which is none of the published models; build it "
-                "from its YAML (--config-file), or save it by `save_pretrained`."
-            )
-        model = cls(published_config(name))
-        try:
-            load_state(model, state, str(model.config.clip))
-        except ValueError as error:
-            raise CATSegError(f"{file}: {error}") from error
-        model.card |= {"name": name}
-        return model
+        load = saved.load_folder if found.kind == "folder" else saved.load_checkpoint
+        return load(cls, found).to(target).eval()
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write config.json, model.safetensors and README.md (model card).
-
-        Raises:
-            CATSegError: if the folder holds something else under these names.
-        """
-        folder = Path(folder)
-        about = {
-            "library": "cat-seg",
-            "model": self.config.to_dict(),
-            "words": list(self.default_words),
-            "threshold": self.threshold,
-            "card": self.card,
-        }
-        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        with atomic_write(folder / "model.safetensors") as part:
-            save_file(state, part, {"format": "pt"})
-        with atomic_write(folder / "config.json") as part:
-            text = json.dumps(about, indent=1, ensure_ascii=False, default=list)
-            part.write_text(text + "\n", encoding="utf-8")
-        with atomic_write(folder / "README.md") as part:
-            part.write_text(_model_card(self), encoding="utf-8")
-        return folder
+        """Write config.json, model.safetensors and README.md (model card), each whole or not."""
+        saved.save_weights(self, Path(folder))
+        saved.save_description(self, Path(folder))
+        return Path(folder)
 
     def vocabulary(self, words: Words, *, background: Words = ()) -> Vocabulary:
         """Parse words and compute their text features, to be kept and shared by threads.
@@ -280,9 +216,15 @@ class CATSeg(nn.Module):
             CATSegError: if the words cannot be understood, see `Vocabulary.parse`.
         """
         parsed = Vocabulary.parse(words, background=background)
-        if parsed.features is not None:
-            return replace(parsed, features=parsed.features.to(self.device))
         strings = [*parsed.strings, *parsed.background]
+        if parsed.features is not None:
+            expected = (len(strings), len(self.predictor.templates), self.predictor.embed_dim)
+            if parsed.features.shape != expected:
+                raise CATSegError(
+                    f"The vocabulary's features are {tuple(parsed.features.shape)}, but this model "
+                    f"needs {expected}: they are another model's. Give the words alone."
+                )
+            return replace(parsed, features=parsed.features.to(self.device))
         state = self.predictor.text_state()
 
         def encode() -> Tensor:
@@ -414,13 +356,13 @@ class CATSeg(nn.Module):
         )
 
     def _notes(self, labels: np.ndarray, threshold: float) -> tuple[str, ...]:
-        if threshold == 0 or (labels >= 0).mean() >= NOTHING_FOUND:
-            return ()
-        notes = ["None of the words seem to be in this picture."]
+        notes = []
+        if threshold > 0 and (labels >= 0).mean() < NOTHING_FOUND:
+            notes.append("None of the words seem to be in this picture.")
         if not self.card["photographs"]:
             notes.append(
-                f"The model {self.card['name']!r} knows nothing but its synthetic world; for "
-                "photographs take a published one, such as 'large-2024'."
+                f"The model {self.card['name']!r} knows nothing but its synthetic world: of a "
+                "photograph its labels tell nothing; take a published model, such as 'large-2024'."
             )
         return tuple(notes)
 
@@ -477,13 +419,3 @@ def _map_of(maps: Maps, index: int) -> np.ndarray:
     with torch.no_grad():
         one = maps.probabilities(torch.tensor([index], device=maps.device))[0]
     return one.float().cpu().numpy()
-
-
-def _model_card(model: CATSeg) -> str:
-    card = model.card
-    lines = [f"# {card['name'] or 'CAT-Seg'}", ""]
-    lines += ["A CAT-Seg model (https://arxiv.org/abs/2303.11797).", ""]
-    lines += [f"* {key}: {value}" for key, value in card.items() if key != "name"]
-    lines += [f"* threshold of 'none of these': {model.threshold}", ""]
-    lines += ["```python", "from cat_seg import CATSeg", "", 'CATSeg.from_pretrained("FOLDER")']
-    return "\n".join([*lines, "```", ""])

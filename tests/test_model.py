@@ -62,7 +62,7 @@ def test_pixels_below_the_threshold_have_no_label(model: CATSeg, scene: np.ndarr
     assert ((result.labels == -1) == (result.scores < 0.9)).all() and (result.labels == -1).any()
     nothing = model.predict(np.zeros((40, 50, 3), np.uint8), ["a cat"], threshold=1)
     assert (nothing.labels == -1).all()
-    assert "None of the words" in nothing.notes[0] and "photographs" in nothing.notes[1]
+    assert "None of the words" in nothing.notes[0] and "photograph" in nothing.notes[1]
     with pytest.raises(CATSegError, match="threshold is 2"):
         model.predict(scene, WORDS, threshold=2)
 

@@ -57,6 +57,7 @@ class CATSegPredictor(nn.Module):
         if config.split_qkv:
             split_in_proj(self.clip_model)
         sizes = clip_sizes(self.clip_model)
+        self.embed_dim = sizes.embed_dim
         self.guidance_layers: tuple[int, ...] = ()
         if config.guidance == "clip":
             layers = sizes.vision_layers

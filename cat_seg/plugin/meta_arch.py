@@ -5,18 +5,19 @@ Everything between is the library's; see `cat_seg.model` and `cat_seg.inference`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_model, build_sem_seg_head
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cat_seg import model
+from cat_seg import model, saved
+from cat_seg.errors import CATSegError
 from cat_seg.inference import Inference, InferencePlan
 from cat_seg.model_config import ModelConfig
 from cat_seg.plugin.checkpointer import CATSegCheckpointer, local_weights
@@ -192,10 +193,6 @@ def load_model(config_file: str | Path, opts: Sequence[str] = (), device: str = 
     Raises:
         CATSegError: if no weights are named, or they cannot be had or do not fit.
     """
-    from detectron2.modeling import build_model
-
-    from cat_seg.errors import CATSegError
-
     cfg = load_config(config_file, opts, device)
     if not cfg.MODEL.WEIGHTS:
         raise CATSegError(
@@ -205,7 +202,9 @@ def load_model(config_file: str | Path, opts: Sequence[str] = (), device: str = 
     weights = local_weights(cfg.MODEL.WEIGHTS)  # whatever is wrong with them shows at once
     built: CATSeg = build_model(cfg).eval()
     CATSegCheckpointer(built).load(str(weights))
-    built.default_words = built.head.test_names
-    built.plan = replace(built.plan)
     built.card |= {"name": Path(config_file).stem}
+    description = weights.with_name(saved.CONFIG)
+    if weights.name == saved.WEIGHTS and description.is_file():  # of a saved model
+        saved.apply_description(built, json.loads(description.read_text(encoding="utf-8")))
+    built.default_words = built.head.test_names
     return built

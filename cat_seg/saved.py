@@ -1,0 +1,120 @@
+"""Models as files: folders that `save_pretrained` writes, and released checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+
+from cat_seg.conversion import describe, published_name
+from cat_seg.errors import CATSegError
+from cat_seg.hub import Source
+from cat_seg.loading import load_state
+from cat_seg.model_config import ModelConfig, published_config
+from cat_seg.trust.weights import read_weights
+from cat_seg.utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from cat_seg.model import CATSeg
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+
+
+def load_folder(build: Callable[[ModelConfig], CATSeg], source: Source) -> CATSeg:
+    """Load a folder that `save_pretrained` wrote.
+
+    Args:
+        build: makes a model of an architecture.
+        source: the folder.
+
+    Raises:
+        CATSegError: naming the file that is missing, damaged, or does not fit.
+    """
+    file, weights = source.path / CONFIG, source.path / WEIGHTS
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        model = build(ModelConfig.from_dict(about["model"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CATSegError(
+            f"{file}: cannot be read as the description of a saved model ({error})."
+        ) from error
+    state = read_weights(weights)
+    try:
+        load_state(model, state)
+        apply_description(model, about)
+    except CATSegError as error:
+        raise CATSegError(f"{weights}: {error}") from error
+    return model
+
+
+def apply_description(model: CATSeg, about: dict[str, Any]) -> None:
+    """Give a model the words, threshold and card of a config.json."""
+    words, threshold, card = (about.get(key) for key in ("words", "threshold", "card"))
+    if isinstance(words, list) and all(isinstance(word, str) for word in words):
+        model.default_words = tuple(words)
+    if isinstance(threshold, int | float) and 0 <= threshold <= 1:
+        model.threshold = float(threshold)
+    if isinstance(card, dict):
+        model.card |= card
+
+
+def load_checkpoint(build: Callable[[ModelConfig], CATSeg], source: Source) -> CATSeg:
+    """Load a released checkpoint, or one of our own of the same architecture.
+
+    Raises:
+        CATSegError: if the file is damaged or belongs to no published model.
+    """
+    state = read_weights(source.path)
+    name = source.name or published_name(state)
+    if name is None:
+        raise CATSegError(
+            f"{source.path}: holds {describe(state)}, which is none of the published models; build "
+            "it from its YAML (--config-file), or save it by `save_pretrained`."
+        )
+    model = build(published_config(name))
+    try:
+        load_state(model, state, str(model.config.clip))
+    except CATSegError as error:
+        raise CATSegError(f"{source.path}: {error}") from error
+    model.card |= {"name": name}
+    return model
+
+
+def save_weights(model: CATSeg, folder: Path) -> None:
+    """Write model.safetensors."""
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with atomic_write(folder / WEIGHTS) as part:
+        save_file(state, part, {"format": "pt"})
+
+
+def save_description(model: CATSeg, folder: Path) -> None:
+    """Write config.json and README.md."""
+    about = {
+        "library": "cat-seg",
+        "model": model.config.to_dict(),
+        "words": list(model.default_words),
+        "threshold": model.threshold,
+        "card": model.card,
+    }
+    with atomic_write(folder / CONFIG) as part:
+        text = json.dumps(about, indent=1, ensure_ascii=False, default=list)
+        part.write_text(text + "\n", encoding="utf-8")
+    with atomic_write(folder / CARD) as part:
+        part.write_text(_card(model), encoding="utf-8")
+
+
+def _card(model: CATSeg) -> str:
+    """The model card, in Markdown."""
+    lines = [f"# {model.card['name'] or 'CAT-Seg'}", ""]
+    lines += ["A CAT-Seg model (https://arxiv.org/abs/2303.11797).", ""]
+    for key, value in model.card.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {figure}" for name, figure in value.items())
+        if key != "name":
+            lines.append(f"* {key.replace('_', ' ')}: {value}")
+    lines += [f"* threshold of 'none of these': {model.threshold}", ""]
+    lines += ["```python", "from cat_seg import CATSeg", "", 'CATSeg.from_pretrained("FOLDER")']
+    return "\n".join([*lines, "```", ""])
