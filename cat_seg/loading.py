@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cat_seg.conversion import BACKBONE, CLIP, describe, generation, holds_clip, to_model
 from cat_seg.errors import CATSegError
 from cat_seg.modeling.clip.build import load_clip_weights
+from cat_seg.trust.weights import check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,9 @@ def load_state(model: nn.Module, state: dict[str, Tensor], clip_weights: str = "
         clip_weights: where CLIP's weights come from if they are not among them.
 
     Raises:
-        CATSegError: The file belongs to another generation, or a tensor is missing that is neither
-            derivable nor meant to be trained from its start. The model is then as before.
+        CATSegError: The file belongs to another generation, a tensor is missing that is neither
+            derivable nor meant to be trained from its start, or one holds NaN, infinity or
+            integers for a floating type. The model is then as before.
     """
     expected = model.state_dict()
     state = to_model(state, expected)
@@ -53,6 +55,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], clip_weights: str = "
         if has:
             belongs = f" It holds {describe(state)}; the config builds {describe(expected)}."
         raise CATSegError(f"does not fit the model.{belongs} " + "; ".join(problems))
+    check_weights(state, expected)
     if not holds_clip(state):
         load_clip(model, clip_weights, required=has is not None)
     model.load_state_dict(state, strict=False)

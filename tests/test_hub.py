@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import _snapshot_download, constants, file_download, hf_api
 
 from cat_seg import hub
 from cat_seg.class_lists import published_results
@@ -20,6 +19,7 @@ from cat_seg.hub import MODELS, Source, list_models, resolve
 from cat_seg.model import CATSeg
 from cat_seg.model_config import ModelConfig, published_config
 from tests.golden import checkpoint_rows
+from tests.hub_client import point_to
 
 KEY_LISTS = {
     "base-2024": "cvpr24_vitb16",
@@ -206,20 +206,6 @@ def server(tmp_path, monkeypatch, saved):
         point_to(f"http://127.0.0.1:{server.server_port}", tmp_path, monkeypatch)
         yield server
         server.shutdown()
-
-
-def point_to(address, folder, monkeypatch, offline=False):
-    """Make huggingface_hub ask another server, and keep its files elsewhere."""
-    settings = {
-        "ENDPOINT": address,
-        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(folder / "hub"),
-        "HF_HUB_OFFLINE": offline,
-    }
-    for module in (constants, hf_api, file_download, _snapshot_download):
-        for key, value in settings.items():
-            if hasattr(module, key):  # older clients have copies in each module
-                monkeypatch.setattr(module, key, value)
 
 
 @pytest.mark.parametrize(

@@ -124,11 +124,8 @@ def _refuse(names: Iterable[str], what: str) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    if not tensor.numel():
-        return True
-    if tensor.element_size() == 1:  # float8, of which torch knows no extrema
-        tensor = tensor.float()
-    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())  # in one pass, and no copy
+    # A sum takes a quarter of a millisecond a million, and may itself overflow.
+    return bool(tensor.sum(dtype=torch.float32).isfinite() or tensor.float().isfinite().all())
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:

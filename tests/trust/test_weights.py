@@ -431,6 +431,7 @@ def test_values_are_checked_before_a_model_takes_them():
     model = {"w": torch.zeros(2), "half": torch.zeros(2).half(), "n": torch.zeros(2).long()}
     check_weights({**model, "other": torch.tensor([torch.nan])}, model)
     check_weights({"w": torch.zeros(0), "half": torch.ones(2).to(torch.float8_e4m3fn)}, model)
+    check_weights({"w": torch.full((20,), 3e38)}, model)  # of which the sum is infinite
     for wrong in (torch.nan, torch.inf, -torch.inf):
         for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             with pytest.raises(CATSegError, match=r"1 tensors hold NaN or infinity \(w\)"):

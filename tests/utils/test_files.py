@@ -8,12 +8,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from huggingface_hub import constants
 
 from cat_seg.errors import CATSegError
 from cat_seg.trust.weights import read_weights
 from cat_seg.utils import files
 from cat_seg.utils.files import FetchError, atomic_write, fetch, other_content
+from tests.hub_client import point_to
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -267,18 +267,9 @@ def test_without_a_network_it_fails_at_once(tmp_path, monkeypatch):
 
 
 def test_offline_mode_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    point_to("http://127.0.0.1:9", tmp_path, monkeypatch, offline=True)
     with pytest.raises(FetchError, match=r"hf://spaces/o/r/f .*offline.*spaces/o/r/resolve"):
         fetch("hf://spaces/o/r/f")
-
-
-def point_to(hub, folder, monkeypatch):
-    """Make huggingface_hub ask another server, and keep its files elsewhere."""
-    monkeypatch.setattr(constants, "ENDPOINT", hub)
-    template = hub + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
