@@ -7,6 +7,8 @@
 | Swin, official, MaskFormer's | `layers.0.downsample.*`, ...    | `backbone.layers.0.downsample.*`|
 | Swin, timm                   | `layers.1.downsample.*`         | `backbone.layers.0.downsample.*`|
 | other backbones              | `stem.*`, `res2.*`, ...         | `backbone.stem.*`, ...          |
+| visual prompts               | `{CLIP}visual.transformer.`     | `{PROMPTS}`                     |
+|                              | `prompt_tokens`                 |                                 |
 | CLIP                         | `visual.*`, `transformer.*`, ...| `{CLIP}visual.*`, ... with      |
 |                              |                                 | q, k, v fused or split          |
 
@@ -28,6 +30,8 @@ from cat_seg.modeling.clip.finetune import fuse_projections, split_projections
 CLIP = "sem_seg_head.predictor.clip_model."
 TRANSFORMER = "sem_seg_head.predictor.transformer."
 BACKBONE = "backbone."
+PROMPTS = "sem_seg_head.predictor.prompt_tokens"
+_RELEASED_PROMPTS = CLIP + "visual.transformer.prompt_tokens"
 _CONSTANTS = ("relative_position_index", "attn_mask")
 _TABLE = ".relative_position_bias_table"
 _SHIFTED = ".swin_block.block_2.norm1.weight"  # a key of every shifted block
@@ -37,11 +41,14 @@ _CONFIGS = {768: "vitb", 1024: "vitl", 1280: "vith", 1664: "vitg"}  # by the wid
 
 def from_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict from a released one (or from ours): constants and `module.` are dropped."""
-    return {
+    ours = {
         key.removeprefix("module."): value
         for key, value in state.items()
         if not key.endswith(_CONSTANTS)
     }
+    if _RELEASED_PROMPTS in ours:
+        ours[PROMPTS] = ours.pop(_RELEASED_PROMPTS)
+    return ours
 
 
 def to_released(
@@ -54,6 +61,7 @@ def to_released(
         grid: MODEL.SEM_SEG_HEAD.FEATURE_RESOLUTION, positions of the cost volume.
         window: MODEL.SEM_SEG_HEAD.WINDOW_SIZES.
     """
+    state = {_RELEASED_PROMPTS if key == PROMPTS else key: v for key, v in state.items()}
     constants = {}
     for key, value in state.items():
         if key.endswith(_TABLE):

@@ -67,7 +67,7 @@ def convert(source: Path, image_file: Path, label_file: Path) -> None:
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
         labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
     with atomic_write(image_file) as part:
-        Image.fromarray(pixels).save(part, quality=95)
+        Image.fromarray(pixels).save(part)  # at Pillow's default quality, as published
     write_label_map(label_file, labels)
 
 

@@ -7,6 +7,7 @@ from timm.models.swin_transformer import SwinTransformer
 
 from cat_seg.conversion import (
     CLIP,
+    PROMPTS,
     describe,
     from_released,
     generation,
@@ -48,6 +49,13 @@ def test_released_names_and_shapes_both_ways(released):
     ours = model.state_dict()
     assert shapes(to_model(state, ours)) == shapes(from_released(state)) == shapes(ours)
     assert shapes(to_released(ours)) == shapes(state)
+
+
+def test_visual_prompts_are_found_where_the_original_code_keeps_them():
+    prompts = {CLIP + "visual.transformer.prompt_tokens": torch.ones(2, 3, 4)}
+    assert shapes(from_released(prompts)) == {PROMPTS: (2, 3, 4)}
+    assert shapes(to_released(from_released(prompts))) == shapes(prompts)
+    assert shapes(from_released({PROMPTS: torch.ones(2, 3, 4)})) == {PROMPTS: (2, 3, 4)}
 
 
 def test_released_models_are_told_apart(released):

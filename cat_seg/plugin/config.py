@@ -128,9 +128,9 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     head.PROMPT_DEPTH = 0
     head.PROMPT_LENGTH = 0
     # Which CLIP parameters train: "attention" (published; what it means is a matter of the
-    # generation), "prompt", "full" or "freeze".
+    # generation), "prompt", "full" (2024: of both transformers' blocks) or "freeze".
     head.CLIP_FINETUNE = "attention"
-    head.TEXT_GUIDANCE_DIM = None  # width of text features; known from CLIP
+    head.TEXT_GUIDANCE_DIM = None  # width of text features; known from CLIP. 0: no text guidance
     head.TEXT_GUIDANCE_PROJ_DIM = 128  # of the text guidance; 0 for none
     head.APPEARANCE_GUIDANCE_DIM = None  # channels of the deepest guidance map; known from it
     head.APPEARANCE_GUIDANCE_PROJ_DIM = 128  # of the image guidance; 0 for none
@@ -260,7 +260,7 @@ def model_config(cfg: CfgNode) -> ModelConfig:
         attention_type=head.ATTENTION_TYPE,
         pooling=tuple(head.POOLING_SIZES),
         test_pooling=tuple(cfg.TEST.POOLING_SIZES) if cfg.TEST.POOLING_SIZES else None,
-        text_guidance_dim=head.TEXT_GUIDANCE_PROJ_DIM,
+        text_guidance_dim=0 if head.TEXT_GUIDANCE_DIM == 0 else head.TEXT_GUIDANCE_PROJ_DIM,
         guidance_dim=head.APPEARANCE_GUIDANCE_PROJ_DIM,
         decoder_dims=tuple(head.DECODER_DIMS),
         decoder_guidance_dims=tuple(head.DECODER_GUIDANCE_PROJ_DIMS),

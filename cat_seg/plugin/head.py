@@ -78,8 +78,8 @@ class CATSegHead(SegmentationHead):
         )
         _check_widths(cfg, predictor, channels)
         finetune = head.CLIP_FINETUNE
-        if config.split_qkv and finetune == "attention":
-            finetune = "attention_qv"
+        if config.split_qkv:  # what 2024 means by these names
+            finetune = {"attention": "attention_qv", "full": "transformers"}.get(finetune, finetune)
         set_trainable(predictor.clip_model, finetune, text=train_text)
         cache = cfg.TEST.TEXT_CACHE
         # A JSON configuration has no published weights.
@@ -147,7 +147,7 @@ class CATSegHead(SegmentationHead):
 def _check_widths(cfg: CfgNode, predictor: CATSegPredictor, channels: Sequence[int]) -> None:
     """Hold the widths that a config repeats against those that the model has."""
     head, sizes = cfg.MODEL.SEM_SEG_HEAD, clip_sizes(predictor.clip_model)
-    if head.TEXT_GUIDANCE_DIM not in (None, sizes.embed_dim):
+    if head.TEXT_GUIDANCE_DIM not in (None, 0, sizes.embed_dim):
         raise CATSegError(
             f"MODEL.SEM_SEG_HEAD.TEXT_GUIDANCE_DIM is {head.TEXT_GUIDANCE_DIM}, but the "
             f"features of {head.CLIP_PRETRAINED} are {sizes.embed_dim} wide; leave it out."

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import io
 import json
 import pickle
 import signal
@@ -327,6 +328,10 @@ def test_ade847(script, root, protocol):
     np.testing.assert_array_equal(load(labels / f"{names[0]}.tif"), [[0, 846, 65535]])
     assert load(labels / f"{names[0]}.tif").dtype == np.uint16
     assert load(images / f"{names[2]}.jpg").ndim == 2
+    with Image.open(images / f"{names[0]}.jpg") as image:  # of Pillow's default quality
+        default = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(default, "JPEG")
+        assert image.quantization == Image.open(default).quantization
     resized = load(labels / f"{names[1]}.tif")
     assert resized.shape == (512, 732) == load(images / f"{names[1]}.jpg").shape[:2]  # 732.16
     assert set(np.unique(resized)) == {1, 65535}

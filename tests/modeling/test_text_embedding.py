@@ -69,6 +69,15 @@ def test_equals_the_plain_formulation(synonyms, batch_size):
     torch.testing.assert_close(actual, expected)
 
 
+def test_a_trailing_comma_is_no_synonym():
+    clip = tiny_clip()
+    with torch.no_grad():
+        plain, trailing = (
+            embed_text(clip, [name], TEMPLATES, synonyms="mean") for name in ("sofa", "sofa, ")
+        )
+    torch.testing.assert_close(plain, trailing)
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_reach_every_tuned_projection(recompute):
     clip = tiny_clip()

@@ -165,6 +165,76 @@ VERSION: 2
 """
 
 
+ORIGINAL_2023 = """
+MODEL:
+  META_ARCHITECTURE: "CATSeg"
+  WEIGHTS: "swin_base_patch4_window12_384_22k.pkl"
+  PIXEL_MEAN: [123.675, 116.280, 103.530]
+  PIXEL_STD: [58.395, 57.120, 57.375]
+  BACKBONE:
+    FREEZE_AT: 0
+    NAME: "D2SwinTransformer"
+  SWIN:
+    EMBED_DIM: 128
+    DEPTHS: [2, 2, 18]
+    NUM_HEADS: [4, 8, 16]
+    WINDOW_SIZE: 12
+    APE: False
+    DROP_PATH_RATE: 0.3
+    PATCH_NORM: True
+    PRETRAIN_IMG_SIZE: 384
+    OUT_FEATURES: ["res2", "res3", "res4"]
+  MASK_FORMER:
+    SIZE_DIVISIBILITY: 32
+  SEM_SEG_HEAD:
+    NAME: "CATSegHead"
+    IN_FEATURES: ["res2", "res3", "res4"]
+    IGNORE_VALUE: 255
+    NUM_CLASSES: 171
+    TRAIN_CLASS_JSON: "datasets/coco.json"
+    TEST_CLASS_JSON: "datasets/coco.json"
+    CLIP_PRETRAINED: "ViT-L/14@336px"
+    PROMPT_DEPTH: 0
+    PROMPT_LENGTH: 0
+    TEXT_GUIDANCE_DIM: 768
+    TEXT_GUIDANCE_PROJ_DIM: 128
+    APPEARANCE_GUIDANCE_DIM: 512
+    APPEARANCE_GUIDANCE_PROJ_DIM: 128
+    DECODER_DIMS: [64, 32]
+    DECODER_GUIDANCE_DIMS: [256, 128]
+    DECODER_GUIDANCE_PROJ_DIMS: [32, 16]
+    NUM_LAYERS: 2
+    NUM_HEADS: 4
+    HIDDEN_DIMS: 128
+    POOLING_SIZES: [2, 2]
+    FEATURE_RESOLUTION: [24, 24]
+    WINDOW_SIZES: 12
+    ATTENTION_TYPE: "linear"
+    CLIP_FINETUNE: "attention"
+  PROMPT_ENSEMBLE_TYPE: "imagenet"
+TEST:
+  SLIDING_WINDOW: True
+SOLVER:
+  BACKBONE_MULTIPLIER: 0.01
+  CLIP_MULTIPLIER: 0.01
+VERSION: 2
+"""
+
+
+def test_a_yaml_of_the_original_2023_code_builds_the_2023_model(tmp_path: Path):
+    file = tmp_path / "vitl_swinb_384.yaml"
+    file.write_text(ORIGINAL_2023)
+    cfg = get_cfg()
+    add_cat_seg_config(cfg)
+    cfg.merge_from_file(str(file))
+    cfg.merge_from_list(["MODEL.DEVICE", "meta", "TEST.TEXT_CACHE", "none"])
+    model, ours = on_meta(cfg), on_meta(config("vitl_coco.yaml"))
+    assert model.config.text_guidance_dim == 128 and model.config.size_divisibility == 32
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in ours.state_dict().items()
+    }
+
+
 def test_a_yaml_of_the_original_2024_code_builds_the_2024_model(tmp_path: Path):
     file = tmp_path / "vitl_336.yaml"
     file.write_text(ORIGINAL_2024)

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch import Tensor
 
 from cat_seg.class_lists import class_names
+from cat_seg.conversion import CLIP, to_released
 from cat_seg.inference import Inference
+from cat_seg.loading import load_state
 from cat_seg.model import CATSeg as CATSegLibrary
 from cat_seg.modeling.aggregator.correlation import correlate
 from cat_seg.modeling.chunks import _DIVISOR
@@ -397,6 +400,48 @@ def test_recomputed_activations_give_the_same_gradients(name: str, tmp_path):
         model(batch)["loss_sem_seg"].backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-3)
+
+
+def test_labels_are_padded_as_their_images(model: CATSeg, monkeypatch: pytest.MonkeyPatch):
+    """A side of 380 is padded to 384; the original stretches such a map over unpadded labels."""
+    seen = []
+    monkeypatch.setattr(model.head, "losses", lambda *arguments: seen.append(arguments[2]) or {})
+    monkeypatch.setattr(type(model), "encode_crops", lambda *_: (None, None))
+    model.losses([{"image": torch.zeros(3, 380, 384), "sem_seg": torch.ones(380, 384).long()}])
+    (targets,) = seen
+    assert targets.shape == (1, 384, 384)
+    assert (targets[0, :380] == 1).all() and (targets[0, 380:] == 255).all()
+
+
+@pytest.mark.usefixtures("single_crop")
+def test_without_a_size_the_result_is_of_the_images(model: CATSeg, mapped: Tensor):
+    with planned(model, sliding_window=None):
+        assert model([{"image": mapped[:, :64, :96]}])[0]["sem_seg"].shape[1:] == (64, 96)
+
+
+def test_what_2024_trains_by_full(tmp_path):
+    model = golden_model("clip_tiny", tmp_path, "MODEL.SEM_SEG_HEAD.CLIP_FINETUNE", "full")
+    for name, parameter in model.predictor.clip_model.named_parameters():
+        assert parameter.requires_grad == ("transformer" in name), name
+
+
+def test_prompt_tokens_train_whatever_else_of_clip_does(tmp_path):
+    sizes = ["MODEL.SEM_SEG_HEAD.PROMPT_DEPTH", 2, "MODEL.SEM_SEG_HEAD.PROMPT_LENGTH", 3]
+    for mode in ("attention", "freeze"):
+        opts = [*sizes, "MODEL.SEM_SEG_HEAD.CLIP_FINETUNE", mode]
+        model = build_model(golden_cfg("clip_tiny", tmp_path, *opts))
+        assert model.predictor.prompt_tokens.requires_grad
+    released = to_released(model.state_dict())
+    assert released[f"{CLIP}visual.transformer.prompt_tokens"].shape == (2, 3, 128)
+    load_state(model, released)
+
+
+def test_no_text_guidance(name: str, tmp_path):
+    cfg = golden_cfg(name, tmp_path, "MODEL.SEM_SEG_HEAD.TEXT_GUIDANCE_DIM", 0)
+    aggregator = build_model(cfg).predictor.transformer
+    assert aggregator.text_guidance_projection is None
+    attention = aggregator.layers[0].attention.attention
+    assert attention.q.in_features == cfg.MODEL.SEM_SEG_HEAD.HIDDEN_DIMS
 
 
 def test_labels_outside_the_vocabulary_are_named(model: CATSeg):

@@ -17,6 +17,8 @@ _TRAINED = {
     # 2024: query and value projections of both encoders.
     "attention_qv": r"(visual\.)?transformer\.resblocks\.\d+\.attn\.[qv]_proj_weight",
     "full": r"(?!logit_scale|logit_bias).*",
+    # 2024's "full": whatever has "transformer" in its name.
+    "transformers": r"(visual\.)?transformer\..*",
     "prompt": r"",  # learned prompt tokens only, which are not CLIP's
     "freeze": r"",
 }
@@ -27,7 +29,8 @@ def set_trainable(clip: nn.Module, mode: str, *, text: bool = True) -> None:
 
     Args:
         clip: for "attention_qv", one whose attention is split (`split_in_proj`).
-        mode: "attention", "attention_qv", "full", "prompt" or "freeze" ("" means the same).
+        mode: "attention", "attention_qv", "full", "transformers", "prompt" or "freeze" ("" means
+            the same).
         text: False keeps the text encoder frozen in every mode.
 
     Raises:

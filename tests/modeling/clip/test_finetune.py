@@ -41,6 +41,8 @@ def test_other_modes():
         assert not any(p.requires_grad for p in clip.parameters())
     set_trainable(clip, "full")
     assert [n for n, p in clip.named_parameters() if not p.requires_grad] == ["logit_scale"]
+    set_trainable(clip, "transformers")
+    assert all(p.requires_grad == ("transformer." in n) for n, p in clip.named_parameters())
     set_trainable(clip, "full", text=False)
     assert all(p.requires_grad == n.startswith("visual.") for n, p in clip.named_parameters())
     with pytest.raises(ValueError, match="'attentoin'; expected one of attention, attention_qv"):
