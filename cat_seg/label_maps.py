@@ -7,35 +7,60 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cat_seg.errors import CATSegError
 from cat_seg.utils.files import atomic_write
 
 _ONE_CHANNEL = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
 
 
 def read_label_map(path: str | Path) -> np.ndarray:
-    """Reads a label map of any depth: (H, W), integer.
+    """Read a label map of any depth: (H, W), integer.
 
     Palette images give their indices. An image of three equal channels counts as one.
 
     Raises:
-        ValueError: if the file cannot be read, or its channels differ.
+        CATSegError: if the file cannot be read, is a JPEG, or its channels differ.
     """
-    try:
-        with Image.open(path) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except Exception as error:  # Pillow's decoders report damage by whatever they run into
-        raise ValueError(f"{path}: cannot be read as a label map ({error})") from error
+    mode, labels = _read(path)
     if mode in ("RGB", "RGBA") and (labels[..., :3] == labels[..., :1]).all():
         return labels[..., 0]
     if mode not in _ONE_CHANNEL:
-        raise ValueError(
-            f"{path}: a label map has one channel of class indices; this is an image of mode {mode}"
+        raise CATSegError(
+            f"{path}: a label map has one channel of class indices; this is an image of mode "
+            f"{mode}. If its colours are classes, tell them by PALETTE."
         )
     return labels.astype(np.uint8) if mode == "1" else labels
 
 
+def read_colors(path: str | Path) -> np.ndarray:
+    """Read an image's colours: (H, W) int32, 0xRRGGBB.
+
+    Raises:
+        CATSegError: if the file cannot be read, or is a JPEG.
+    """
+    _, pixels = _read(path, "RGB")
+    red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def _read(path: str | Path, convert: str = "") -> tuple[str, np.ndarray]:
+    """Read mode and pixels of an image, converted if that is asked for."""
+    try:
+        with Image.open(path) as image:
+            lossy, mode = image.format in ("JPEG", "MPO"), image.mode
+            pixels = np.asarray(image.convert(convert) if convert else image)
+    except Exception as error:  # Pillow's decoders report damage by whatever they run into
+        raise CATSegError(f"{path}: cannot be read as a label map ({error})") from error
+    if lossy:
+        raise CATSegError(
+            f"{path}: a label map as JPEG, whose compression changes labels at every edge; make it "
+            "anew as PNG from what it was drawn with."
+        )
+    return mode, pixels
+
+
 def write_label_map(path: str | Path, labels: np.ndarray) -> None:
-    """Writes a label map (H, W) of uint8 or uint16 as PNG or TIFF, whole or not at all."""
+    """Write a label map (H, W) of uint8 or uint16 as PNG or TIFF, whole or not at all."""
     assert labels.ndim == 2 and labels.dtype in (np.uint8, np.uint16), (labels.shape, labels.dtype)
     compression = {"compression": "tiff_adobe_deflate"} if Path(path).suffix == ".tif" else {}
     with atomic_write(path) as part:
@@ -43,15 +68,15 @@ def write_label_map(path: str | Path, labels: np.ndarray) -> None:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Returns the height and width that an image has once turned upright by its EXIF tag.
+    """Return the height and width that an image has once turned upright by its EXIF tag.
 
     Raises:
-        ValueError: if the file is missing or no image.
+        CATSegError: if the file is missing or no image.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
             orientation = image.getexif().get(0x0112, 1)
     except Exception as error:
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+        raise CATSegError(f"{path}: cannot be read as an image ({error})") from error
     return (width, height) if orientation >= 5 else (height, width)

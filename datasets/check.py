@@ -8,6 +8,7 @@ from pathlib import Path
 from preparation import SPLITS, dataset_root
 from tqdm.contrib.concurrent import thread_map
 
+from cat_seg.label_rules import LabelRule
 from cat_seg.plugin.data.datasets.builtin import Split
 from cat_seg.plugin.data.datasets.pairs import (
     IMAGE_SUFFIXES,
@@ -64,8 +65,7 @@ def check(split: Split, root: Path, *, named: bool) -> bool:
     with_image = [pair for pair in pairs if pair.image.exists()]
     validate = partial(
         pair_problem,
-        num_classes=len(split.scored_names()),
-        ignore_label=split.ignore_label,
+        rule=LabelRule(len(split.scored_names()), ignore=(split.ignore_label,)),
     )
     missing = [pair for pair in pairs if not pair.image.exists()]
     problems = [f"{pair.label}: no image {pair.image}" for pair in missing]

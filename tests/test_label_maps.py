@@ -48,3 +48,10 @@ def test_unreadable_files_are_named(tmp_path, read):
     for name in ("broken.png", "missing.png"):
         with pytest.raises(ValueError, match=name):
             read(tmp_path / name)
+
+
+def test_jpegs_are_refused_with_the_reason(tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "labels.jpg")
+    (tmp_path / "labels.jpg").rename(tmp_path / "named.png")
+    with pytest.raises(ValueError, match=r"named.png: a label map as JPEG, whose compression"):
+        read_label_map(tmp_path / "named.png")

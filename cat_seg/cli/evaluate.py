@@ -179,6 +179,7 @@ def evaluate(
             image: (truth, str(evaluator.prediction_file(image)))
             for image, truth in evaluator.input_file_to_gt_file.items()
         },
+        rule=evaluator.rule,
     )
 
 

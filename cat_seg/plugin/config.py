@@ -55,8 +55,9 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     # ---- data --------------------------------------------------------------------------------
     # Kept for YAMLs of the original code; unused.
     cfg.DATASETS.VAL_ALL = ("coco_2017_val_all_stuff_sem_seg",)
-    # Your own data: a list of {NAME, IMAGES, LABELS, CLASSES[, IGNORE]}, each registered under
-    # NAME for DATASETS.TRAIN and DATASETS.TEST. IMAGES and LABELS are folders, CLASSES a JSON.
+    # Your own data: a list of {NAME, IMAGES, LABELS, CLASSES}, each registered under NAME for
+    # DATASETS.TRAIN and DATASETS.TEST. docs/data.md explains these keys and the optional ones:
+    # IMAGE_SUFFIX, LABEL_SUFFIX, LIST, IGNORE, OFFSET, MAP, PALETTE, UNLABELLED.
     cfg.DATASETS.FOLDERS = []
 
     # ---- solver ------------------------------------------------------------------------------
@@ -358,7 +359,7 @@ def load_config(
             "is one, that is another file."
         ) from error
     cfg.MODEL.DEVICE = _usable_device(device, cfg.MODEL.DEVICE)
-    register_folders(cfg)
+    register_folders(cfg, path.parent)
     cfg.freeze()
     return cfg
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
@@ -15,8 +16,10 @@ from torch.nn import functional as F
 
 from cat_seg import images
 from cat_seg.errors import CATSegError
-from cat_seg.label_maps import read_label_map
+from cat_seg.label_rules import IGNORED, LabelRule
 from cat_seg.plugin.data.color_jitter import SSDColorJitter
+from cat_seg.plugin.data.labels import label_rule
+from cat_seg.plugin.data.vocabulary import dataset_names
 
 IMAGE_PADDING = 128  # mid-grey
 
@@ -35,7 +38,7 @@ class SemanticSegmentationMapper(DatasetMapper):
         augmentations: list[Any],
         image_format: str,
         ignore_label: int,
-        num_classes: int | None,
+        rules: Mapping[str, LabelRule],
         size_divisibility: int,
     ) -> None:
         """Set what happens to an image.
@@ -44,31 +47,33 @@ class SemanticSegmentationMapper(DatasetMapper):
             augmentations: of detectron2, applied in order.
             image_format: "RGB" or "BGR".
             ignore_label: label of pixels that belong to no class, also used for padding.
-            num_classes: labels must lie below; None where the dataset does not tell.
+            rules: what the labels of each data set mean; a sample that names no "dataset" is of
+                the first.
             size_divisibility: images are padded to multiples of this, in pixels; -1 for none.
         """
         super().__init__(True, augmentations=augmentations, image_format=image_format)
         self.ignore_label = ignore_label
-        self.num_classes = num_classes
+        self.rules = dict(rules)
         self.size_divisibility = size_divisibility
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read INPUT, IGNORE_VALUE and the class names of DATASETS.TRAIN."""
-        metadata = [MetadataCatalog.get(name) for name in cfg.DATASETS.TRAIN]
+        """Read INPUT, IGNORE_VALUE, and the labels' meaning in DATASETS.TRAIN."""
         ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-        for name, meta in zip(cfg.DATASETS.TRAIN, metadata, strict=True):
-            if meta.get("ignore_label", ignore_label) != ignore_label:
-                raise ValueError(
-                    f"{name} marks pixels of no class by {meta.ignore_label}, but "
-                    f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_label}; set it to that."
+        rules = {}
+        for name in cfg.DATASETS.TRAIN:
+            names = dataset_names(name)
+            rules[name] = label_rule(name, None if names is None else len(names))
+            if names is not None and 0 <= ignore_label < len(names):
+                raise CATSegError(
+                    f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_label}, but that is also the "
+                    f"label of {names[ignore_label]!r} in {name}; set it to {len(names)} or more."
                 )
-        names = metadata[0].get("vocabulary") or metadata[0].get("stuff_classes")
         return {
             "augmentations": build_augmentations(cfg, ignore_label),
             "image_format": cfg.INPUT.FORMAT,
             "ignore_label": ignore_label,
-            "num_classes": None if names is None else len(names),
+            "rules": rules,
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
         }
 
@@ -76,7 +81,8 @@ class SemanticSegmentationMapper(DatasetMapper):
         """Make a sample.
 
         Args:
-            dataset_dict: "file_name" and "sem_seg_file_name", in detectron2's format.
+            dataset_dict: "file_name" and "sem_seg_file_name", in detectron2's format, and
+                "dataset", where there are several.
 
         Returns:
             The entry, with "image" (3, H, W) uint8, "sem_seg" (H, W) int64, "height" and "width" of
@@ -102,21 +108,16 @@ class SemanticSegmentationMapper(DatasetMapper):
 
     def _read_labels(self, sample: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
         file_name = sample["sem_seg_file_name"]
-        labels = read_label_map(file_name)
+        dataset = sample.get("dataset") or next(iter(self.rules))
+        labels = self.rules[dataset].read(file_name)
         if labels.shape != size:
-            raise ValueError(
+            raise CATSegError(
                 f"{file_name} has shape {labels.shape}, but its image {sample['file_name']} is "
                 f"{size[0]} x {size[1]} pixels; expected one label a pixel."
             )
-        if self.num_classes is not None:
-            classes = labels[labels != self.ignore_label]
-            if classes.size and classes.max() >= self.num_classes:
-                raise ValueError(
-                    f"{file_name} holds label {classes.max()}; expected 0 to "
-                    f"{self.num_classes - 1}, or {self.ignore_label} for no class."
-                )
+        labels = np.where(labels == IGNORED, self.ignore_label, labels)
         # detectron2 resizes 8-bit arrays with Pillow, and others as floats.
-        return labels if labels.dtype == np.uint8 else labels.astype(np.float64)
+        return labels.astype(np.uint8 if 0 <= labels.min() and labels.max() < 256 else np.float64)
 
 
 def read_sample_image(sample: dict[str, Any], image_format: str) -> np.ndarray:

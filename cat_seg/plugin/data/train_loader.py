@@ -125,7 +125,11 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
             "'TrainingSampler' can resume."
         )
     stream = TrainingStream(
-        get_detection_dataset_dicts(cfg.DATASETS.TRAIN),
+        [
+            entry | {"dataset": name}
+            for name in cfg.DATASETS.TRAIN
+            for entry in get_detection_dataset_dicts(name)
+        ],
         build_train_mapper(cfg),
         batch_size=batch_size,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),

@@ -8,8 +8,10 @@ after an interruption. Boundary IoU is left out; it is no part of the published 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from cat_seg.label_maps import read_label_map, write_label_map
+from cat_seg.label_rules import IGNORED
+from cat_seg.plugin.data.labels import label_rule
 from cat_seg.plugin.evaluation.metrics import confusion_matrix
 from cat_seg.plugin.evaluation.result import EvaluationResult, log_result, save_result
 from cat_seg.utils.files import atomic_write
@@ -85,8 +89,9 @@ class SegmentationEvaluator(SemSegEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         self.class_names: list[str] = list(metadata.stuff_classes)
         self.vocabulary_size = len(metadata.get("vocabulary", self.class_names))
-        self._ignored: int = metadata.ignore_label
+        self.rule = label_rule(dataset_name, len(self.class_names))
         self._expected: int = metadata.get("num_images", len(self.input_file_to_gt_file))
+        self._label_maps = _output_names(self.input_file_to_gt_file)
         self._name = dataset_name
         self._folder = Path(output_dir) if output_dir else None
         self._all_processes = distributed
@@ -102,7 +107,7 @@ class SegmentationEvaluator(SemSegEvaluator):
     def prediction_file(self, file_name: str) -> Path:
         """Return where the predicted label map of an image is written."""
         assert self._folder, "an evaluator without output_dir writes no label maps"
-        return self._folder / "labels" / f"{Path(file_name).stem}.png"
+        return self._folder / "labels" / self._label_maps[file_name]
 
     def resume(self, run: str) -> list[dict[str, Any]]:
         """Continue where the same run was interrupted, if it was.
@@ -212,15 +217,13 @@ class SegmentationEvaluator(SemSegEvaluator):
         """Count an image, or leave it out and return False."""
         classes = len(self.class_names)
         try:
-            truth = read_label_map(self.input_file_to_gt_file[file_name]).astype(np.int64)
-            truth[truth == self._ignored] = classes
+            truth = self.rule.read(self.input_file_to_gt_file[file_name]).astype(np.int64)
+            truth[truth == IGNORED] = classes
             if truth.shape != predicted.shape:
                 raise ValueError(
                     f"its label map is {truth.shape} (height, width), its prediction "
                     f"{predicted.shape}"
                 )
-            if truth.min() < 0 or truth.max() > classes:
-                raise ValueError(f"its label map has values that are not below {classes}")
         except ValueError as error:
             self._leave_out(file_name, str(error))
             return False
@@ -242,3 +245,15 @@ class BackgroundEvaluator(SegmentationEvaluator):
     def predicted_labels(self, output: Mapping[str, Tensor]) -> np.ndarray:
         """Return the predicted classes (H, W), all background names as one."""
         return np.minimum(super().predicted_labels(output), len(self.class_names) - 1)
+
+
+def _output_names(images: Iterable[str]) -> dict[str, str]:
+    """Name the label map of each image: its path below the folder of all of them, as .png."""
+    files = list(images)
+    folder = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    below = {file: os.path.relpath(file, folder or ".") for file in files}
+    stems = Counter(os.path.splitext(path)[0] for path in below.values())
+    return {
+        file: f"{stem if stems[stem := os.path.splitext(path)[0]] == 1 else path}.png"
+        for file, path in below.items()
+    }

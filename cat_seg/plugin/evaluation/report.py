@@ -135,7 +135,8 @@ def _image(name: str, benchmark: BenchmarkResult) -> dict[str, Any]:
     shown = {"name": Path(name).name, "scores": benchmark.result.images[name], "pictures": {}}
     try:
         photo = read_image(name)
-        truth, predicted = (read_label_map(path) for path in benchmark.label_maps[name])
+        truth_file, prediction_file = benchmark.label_maps[name]
+        truth, predicted = benchmark.rule.read(truth_file), read_label_map(prediction_file)
     except ValueError as error:  # after it was evaluated, maybe by the run that was resumed
         logger.warning("not shown in the report: %s", error)
         return shown

@@ -113,7 +113,10 @@ def test_colour_jitter_changes_colours_only(cfg: CfgNode, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("problem", "labels"),
-    [("expected one label a pixel", coded(40, 41)[1]), ("holds label 4", coded(40, 40)[1] + 1)],
+    [
+        ("expected one label a pixel", coded(40, 41)[1]),
+        ("label 4 is out of range", coded(40, 40)[1] + 1),
+    ],
 )
 def test_labels_that_cannot_be_right(
     cfg: CfgNode, tmp_path: Path, problem: str, labels: np.ndarray
@@ -122,9 +125,15 @@ def test_labels_that_cannot_be_right(
         build_train_mapper(cfg)(entry(tmp_path, coded(40, 40)[0], labels))
 
 
-def test_the_ignore_label_must_be_the_losses(cfg: CfgNode) -> None:
+def test_pixels_of_no_class_get_the_ignore_label_of_the_loss(cfg: CfgNode, tmp_path: Path) -> None:
+    """Whatever a data set marks them by: 459 in PC-459, 65535 in A-847."""
+    image, labels = coded(40, 40)
+    labels[0] = 255
     cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 65535
-    with pytest.raises(ValueError, match=r"by 255, but MODEL.*IGNORE_VALUE is 65535"):
+    sample = build_train_mapper(cfg)(entry(tmp_path, image, labels))
+    assert (sample["sem_seg"][0] == 65535).all() and sample["sem_seg"][1:].max() == 3
+    cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 2
+    with pytest.raises(ValueError, match="IGNORE_VALUE is 2, but that is also the label of 'c'"):
         build_train_mapper(cfg)
 
 

@@ -11,6 +11,7 @@ from detectron2.data import DatasetMapper
 from PIL import Image
 
 from cat_seg import images
+from cat_seg.label_rules import LabelRule
 from cat_seg.plugin.data.dataset_mapper import SemanticSegmentationMapper
 from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
 
@@ -53,7 +54,11 @@ def test_one_file_is_one_array_everywhere(cfg: CfgNode, tmp_path: Path) -> None:
     Image.fromarray(rng.integers(0, 256, (8, 9, 4), dtype=np.uint8)).save(tmp_path / "alpha.png")
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(tmp_path / "labels.png")
     train = SemanticSegmentationMapper(
-        augmentations=[], image_format="RGB", ignore_label=255, num_classes=1, size_divisibility=-1
+        augmentations=[],
+        image_format="RGB",
+        ignore_label=255,
+        rules={"data": LabelRule(1)},
+        size_divisibility=-1,
     )
     for name in ("16.png", "float.tif", "alpha.png"):
         record = {"file_name": str(tmp_path / name)}

@@ -18,6 +18,7 @@ from pycocotools import mask as rle_mask
 from cat_seg.label_maps import read_label_map
 from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
 from cat_seg.plugin.evaluation import BackgroundEvaluator, SegmentationEvaluator, build_evaluator
+from cat_seg.plugin.evaluation.evaluator import _output_names
 
 HEIGHT, WIDTH = 24, 40
 
@@ -246,3 +247,9 @@ def test_mapper_keeps_detectron2s_output(dataset):
     mapped = EvaluationMapper(cfg)(data.records[0])
     assert mapped["image"].shape == (3, 800, 1333) and mapped["image"].dtype == torch.uint8
     assert (mapped["height"], mapped["width"]) == (HEIGHT, WIDTH) and "error" not in mapped
+
+
+def test_images_of_one_stem_have_label_maps_of_their_own():
+    names = _output_names(["/d/a/1.png", "/d/b/1.png", "/d/b/2.jpg", "/d/b/2.png"])
+    assert list(names.values()) == ["a/1.png", "b/1.png", "b/2.jpg.png", "b/2.png.png"]
+    assert _output_names(["photos/1.jpg"]) == {"photos/1.jpg": "1.png"}

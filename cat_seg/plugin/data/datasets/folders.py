@@ -1,163 +1,215 @@
-"""Your own data: a folder of images, a folder of label maps, and a JSON list of names."""
+"""Your own data: a folder of images, a folder of label maps, and names for their classes."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from tqdm.contrib.concurrent import thread_map
 
+from cat_seg.class_lists import PUBLISHED
 from cat_seg.errors import CATSegError
+from cat_seg.label_rules import LabelRule, parse_rule
 from cat_seg.palette import name_colors
 from cat_seg.plugin.data.datasets.builtin import SPLITS
-from cat_seg.plugin.data.datasets.pairs import (
-    IMAGE_SUFFIXES,
-    Pair,
-    files_by_stem,
-    find_pairs,
-    pair_problem,
-)
+from cat_seg.plugin.data.datasets.census import Census, take_census
+from cat_seg.plugin.data.datasets.pairs import Matched, match_files, read_split
 from cat_seg.resources import user_file
-from cat_seg.utils.files import atomic_write, cache_folder
 from cat_seg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-LABEL_SUFFIXES = {".png", ".tif", ".tiff", ".bmp"}
+NEEDED = ("NAME", "IMAGES", "LABELS", "CLASSES")
+OPTIONS = (  # docs/data.md explains them
+    "IMAGE_SUFFIX", "LABEL_SUFFIX", "LIST", "IGNORE", "OFFSET", "MAP", "PALETTE", "UNLABELLED",
+)  # fmt: skip
+# What an ignored pixel teaches in training: that none of the set's classes is there, as published,
+# or nothing.
+UNLABELLED = ("none of these", "nothing")
 _SHOWN = 10  # problems listed in an error
 
 
-def register_folders(cfg: CfgNode) -> None:
-    """Register every entry of DATASETS.FOLDERS, see `register_folder`.
+@dataclass(frozen=True)
+class FolderData:
+    """One entry of DATASETS.FOLDERS, understood.
 
-    An entry is {NAME, IMAGES, LABELS, CLASSES[, IGNORE]}.
-
-    Raises:
-        CATSegError: if an entry lacks a key or has an unknown one, or its names cannot be read.
+    Attributes:
+        name: registered with detectron2.
+        images, labels: folders.
+        vocabulary: the names of each class.
+        rule: what the labels mean.
+        image_suffix, label_suffix: see `match_files`.
+        split: a file of names, or None for all that are there.
+        unlabelled: one of `UNLABELLED`.
     """
-    for entry in cfg.DATASETS.FOLDERS:
+
+    name: str
+    images: Path
+    labels: Path
+    vocabulary: Vocabulary
+    rule: LabelRule
+    image_suffix: str = ""
+    label_suffix: str = ""
+    split: Path | None = None
+    unlabelled: str = UNLABELLED[0]
+
+    @classmethod
+    def parse(cls, entry: Any, base: Path | None = None) -> FolderData:
+        """Understand an entry.
+
+        Args:
+            entry: {NAME, IMAGES, LABELS, CLASSES} and any of `OPTIONS`.
+            base: folder of the YAML that holds it; a relative path may start there, or at the
+                working directory.
+
+        Raises:
+            CATSegError: if a key is missing, unknown or wrong, or the names cannot be read.
+        """
         keys = set(entry) if isinstance(entry, Mapping) else set()
-        needed = {"NAME", "IMAGES", "LABELS", "CLASSES"}
-        if not needed <= keys <= needed | {"IGNORE"}:
+        if not set(NEEDED) <= keys <= set(NEEDED) | set(OPTIONS):
             raise CATSegError(
-                "DATASETS.FOLDERS: expected entries {NAME, IMAGES, LABELS, CLASSES[, IGNORE]}, "
-                f"got {entry}."
+                f"DATASETS.FOLDERS: expected entries {{{', '.join(NEEDED)}}} and any of "
+                f"{', '.join(OPTIONS)}; got {entry}."
             )
-        register_folder(
-            entry["NAME"],
-            entry["IMAGES"],
-            entry["LABELS"],
-            entry["CLASSES"],
-            ignore_label=entry.get("IGNORE", 255),
+        name = entry["NAME"]
+        if not isinstance(name, str) or not name:
+            raise CATSegError(f"DATASETS.FOLDERS: NAME is {name!r}; expected a name.")
+        if name in {split.name for split in SPLITS}:
+            raise CATSegError(
+                f"DATASETS.FOLDERS: {name} is a published split; choose another NAME."
+            )
+        vocabulary = _vocabulary(entry["CLASSES"], base)
+        unlabelled = str(entry.get("UNLABELLED", UNLABELLED[0])).lower()
+        if unlabelled not in UNLABELLED:
+            raise CATSegError(
+                f"{name}: UNLABELLED is {entry['UNLABELLED']!r}; expected one of "
+                f"{', '.join(map(repr, UNLABELLED))}."
+            )
+        return cls(
+            name=name,
+            images=_path(entry["IMAGES"], base),
+            labels=_path(entry["LABELS"], base),
+            vocabulary=vocabulary,
+            rule=parse_rule(name, entry, vocabulary.strings, vocabulary.index),
+            image_suffix=str(entry.get("IMAGE_SUFFIX") or ""),
+            label_suffix=str(entry.get("LABEL_SUFFIX") or ""),
+            split=_path(entry["LIST"], base) if entry.get("LIST") else None,
+            unlabelled=unlabelled,
+        )
+
+    def match(self) -> Matched:
+        """Find the images and label maps.
+
+        Raises:
+            CATSegError: if a folder or the list is missing, or there are no images at all.
+        """
+        for key, folder in (("IMAGES", self.images), ("LABELS", self.labels)):
+            if not folder.is_dir():
+                raise CATSegError(
+                    f"{self.name}: no folder {folder.absolute()}; that is {key} of its entry in "
+                    "DATASETS.FOLDERS, where a relative path starts at the working directory, or "
+                    "at the folder of the YAML."
+                )
+        found = match_files(
+            self.images,
+            self.labels,
+            image_suffix=self.image_suffix,
+            label_suffix=self.label_suffix,
+            listed=read_split(self.split) if self.split else None,
+        )
+        if not found.pairs and not found.problems:
+            raise CATSegError(f"{self.name}: no images in {self.images.absolute()}.")
+        return found
+
+    def census(self) -> Census:
+        """Count the data, with every mistake among its problems."""
+        found = self.match()
+        counted = take_census(self.name, self.vocabulary.strings, found.pairs, self.rule)
+        counted.problems[:0] = found.problems
+        return counted
+
+    def load(self) -> list[dict[str, str]]:
+        """List the images in detectron2's format, once they are found to be in order.
+
+        Raises:
+            CATSegError: naming every mistake.
+        """
+        found = self.match()
+        _raise_for(self.name, found.problems)
+        census = take_census(self.name, self.vocabulary.strings, found.pairs, self.rule)
+        hints = [f"Maybe: {text}" for text in census.smells(self.rule)]
+        _raise_for(self.name, census.problems, hints)
+        logger.info("%s", census.summary())
+        for text in census.smells(self.rule):
+            logger.warning("%s: %s", self.name, text)
+        return [{"file_name": str(p.image), "sem_seg_file_name": str(p.label)} for p in found.pairs]
+
+    def register(self) -> None:
+        """Register it with detectron2's catalogs; one of the same name is replaced."""
+        if self.name in DatasetCatalog.list():
+            DatasetCatalog.remove(self.name)
+            MetadataCatalog.remove(self.name)
+        names = self.vocabulary.strings
+        DatasetCatalog.register(self.name, cache(self.load))
+        MetadataCatalog.get(self.name).set(
+            stuff_classes=names,
+            stuff_colors=[tuple(color) for color in name_colors(names).tolist()],
+            vocabulary=names,
+            ignore_label=next((v for v in self.rule.ignore if v >= len(names)), 255),
+            label_rule=self.rule,
+            unlabelled=self.unlabelled,
+            evaluator_type="sem_seg",
+            image_root=str(self.images),
+            sem_seg_root=str(self.labels),
         )
 
 
-def register_folder(
-    name: str,
-    images: str | Path,
-    labels: str | Path,
-    names_json: str | Path,
-    *,
-    ignore_label: int = 255,
-) -> None:
-    """Register your own data, so that DATASETS.TRAIN and TEST may name it.
+def register_folders(cfg: CfgNode, base: Path | None = None) -> None:
+    """Register every entry of DATASETS.FOLDERS, so that DATASETS.TRAIN and TEST may name it.
 
-    An image and its label map have the same file name but for the suffix. The data is checked
-    when it is first asked for (`DatasetCatalog.get`): a folder or file that is missing or
-    unreadable, an image or label map without partner, different sizes and labels out of range
-    are a CATSegError then, which names the files. Registering a name again replaces it.
-
-    Args:
-        name: Name to register.
-        images: Folder of images.
-        labels: Folder of label maps: one channel, 8 or 16 bit, pixel k is the k-th name.
-        names_json: JSON list of class names, looked for as `user_file` does.
-        ignore_label: Label of pixels that belong to no class.
+    The data is checked when it is first asked for (`DatasetCatalog.get`), as `FolderData.load`
+    says.
 
     Raises:
-        CATSegError: if the name is taken, the names cannot be read, or one has the ignore label.
+        CATSegError: if an entry is wrong (see `FolderData.parse`), or two have one NAME.
     """
-    if name in {split.name for split in SPLITS}:
-        raise CATSegError(f"DATASETS.FOLDERS: {name} is a published split; choose another NAME.")
-    images, labels = Path(images).expanduser(), Path(labels).expanduser()
-    names = Vocabulary.read(user_file(names_json)).strings
-    if 0 <= ignore_label < len(names):
-        raise CATSegError(
-            f"{name}: the ignore label {ignore_label} is also the label of "
-            f"{names[ignore_label]!r}; choose one that is not below {len(names)}."
-        )
-    if name in DatasetCatalog.list():
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    load = partial(_load, name, images, labels, len(names), ignore_label)
-    DatasetCatalog.register(name, cache(load))
-    MetadataCatalog.get(name).set(
-        stuff_classes=[class_name.strip() for class_name in names],
-        stuff_colors=[tuple(color) for color in name_colors(names).tolist()],
-        vocabulary=names,
-        ignore_label=ignore_label,
-        evaluator_type="sem_seg",
-        image_root=str(images),
-        sem_seg_root=str(labels),
-    )
-
-
-def _load(
-    name: str, images: Path, labels: Path, num_classes: int, ignore_label: int
-) -> list[dict[str, str]]:
-    """List the images in detectron2's format, once they are found to be in order."""
-    pairs = _matched_pairs(name, images, labels)
-    _check(name, pairs, num_classes, ignore_label)
-    return [{"file_name": str(p.image), "sem_seg_file_name": str(p.label)} for p in pairs]
-
-
-def _matched_pairs(name: str, images: Path, labels: Path) -> list[Pair]:
-    for key, folder in (("IMAGES", images), ("LABELS", labels)):
-        if not folder.is_dir():
+    entries = [FolderData.parse(entry, base) for entry in cfg.DATASETS.FOLDERS]
+    names = [entry.name for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
             raise CATSegError(
-                f"{name}: no folder {folder.absolute()}; that is {key} of its entry in "
-                "DATASETS.FOLDERS, where a relative path starts at the working directory."
+                f"DATASETS.FOLDERS has {names.count(name)} entries of NAME {name}; give each "
+                "another."
             )
-    image_files = files_by_stem(images, IMAGE_SUFFIXES)
-    label_files = files_by_stem(labels, LABEL_SUFFIXES)
-    unpaired = [
-        f"{path}: no {partner} of that name"
-        for files, others, partner in (
-            (image_files, label_files, f"label map in {labels}"),
-            (label_files, image_files, f"image in {images}"),
-        )
-        for stem, path in files.items()
-        if stem not in others
-    ]
-    _raise_for(name, unpaired)
-    if not image_files:
-        raise CATSegError(f"{name}: no images in {images.absolute()}.")
-    return find_pairs(images, labels, LABEL_SUFFIXES)
+    for entry in entries:
+        entry.register()
 
 
-def _check(name: str, pairs: list[Pair], num_classes: int, ignore_label: int) -> None:
-    """Read all label maps, unless they passed before and no file has changed since."""
-    stats = [(str(path.absolute()), path.stat()) for pair in pairs for path in pair]
-    state = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-    digest = hashlib.sha256(repr((state, num_classes, ignore_label)).encode()).hexdigest()
-    passed = cache_folder() / "checked_data" / digest
-    if passed.exists():
-        return
-    check = partial(pair_problem, num_classes=num_classes, ignore_label=ignore_label)
-    problems = thread_map(check, pairs, desc=f"Checking {name}", unit="file", disable=None)
-    _raise_for(name, [problem for problem in problems if problem])
-    logger.info("%s: %d images with label maps, all in order", name, len(pairs))
-    with atomic_write(passed) as part:
-        part.touch()
+def _vocabulary(classes: Any, base: Path | None) -> Vocabulary:
+    """Names from a list, a file, or a published list by its name."""
+    if not isinstance(classes, str | Path):
+        return Vocabulary.parse(classes)
+    place = _path(classes, base)
+    if not place.exists() and str(classes) not in PUBLISHED:
+        place = user_file(classes)
+    return Vocabulary.read(place)
 
 
-def _raise_for(name: str, problems: list[str]) -> None:
+def _path(path: Any, base: Path | None) -> Path:
+    """A user's path: relative to the working directory, or else to the YAML that names it."""
+    place = Path(path).expanduser()
+    if base is not None and not place.exists() and (base / place).exists():
+        return base / place
+    return place
+
+
+def _raise_for(name: str, problems: list[str], hints: list[str] | None = None) -> None:
     if problems:
         more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        lines = "\n  ".join(problems[:_SHOWN] + more)
+        lines = "\n  ".join([*problems[:_SHOWN], *more, *(hints or [])])
         raise CATSegError(f"{name}: {len(problems)} mistakes in the data:\n  {lines}")

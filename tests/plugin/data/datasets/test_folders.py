@@ -8,8 +8,9 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from cat_seg.plugin.data.datasets import folders
-from cat_seg.plugin.data.datasets.folders import register_folder, register_folders
+from cat_seg.plugin.config import load_config
+from cat_seg.plugin.data.datasets import census
+from cat_seg.plugin.data.datasets.folders import FolderData, register_folders
 
 NAME = "my_data"
 
@@ -33,19 +34,23 @@ def data(tmp_path, monkeypatch):
         MetadataCatalog.remove(NAME)
 
 
+def entry(data, **options) -> dict:
+    folders = {"IMAGES": str(data / "images"), "LABELS": str(data / "labels")}
+    return {"NAME": NAME, "CLASSES": str(data / "names.json")} | folders | options
+
+
 def register(data, **options) -> None:
-    register_folder(NAME, data / "images", data / "labels", data / "names.json", **options)
+    FolderData.parse(entry(data, **options)).register()
 
 
-def load(data) -> list[dict]:
-    register(data)
+def load(data, **options) -> list[dict]:
+    register(data, **options)
     return DatasetCatalog.get(NAME)
 
 
 def test_from_the_config(data):
     cfg = get_cfg()
-    entry = {"NAME": NAME, "IMAGES": str(data / "images"), "LABELS": str(data / "labels")}
-    cfg.DATASETS.FOLDERS = [entry | {"CLASSES": str(data / "names.json"), "IGNORE": 255}]
+    cfg.DATASETS.FOLDERS = [entry(data, IGNORE=255)]
     cfg.merge_from_list(["DATASETS.FOLDERS", repr(cfg.DATASETS.FOLDERS)])  # as on a command line
     register_folders(cfg)
     register_folders(cfg)  # replaces
@@ -55,8 +60,11 @@ def test_from_the_config(data):
     assert metadata.vocabulary == ["wall", "sofa, couch", "cat"]
     assert (metadata.ignore_label, metadata.evaluator_type) == (255, "sem_seg")
 
-    cfg.DATASETS.FOLDERS = [entry]
+    cfg.DATASETS.FOLDERS = [{"NAME": NAME}]
     with pytest.raises(ValueError, match=r"expected entries \{NAME, IMAGES"):
+        register_folders(cfg)
+    cfg.DATASETS.FOLDERS = [entry(data), entry(data)]
+    with pytest.raises(ValueError, match="2 entries of NAME my_data"):
         register_folders(cfg)
 
 
@@ -110,20 +118,72 @@ def test_images_turned_by_their_exif_tag(data):
 
 def test_ignored_label_is_no_class(data):
     with pytest.raises(ValueError, match="ignore label 1 is also the label of 'sofa, couch'"):
-        register(data, ignore_label=1)
+        register(data, IGNORE=1)
 
 
 def test_published_names_are_taken(data):
     with pytest.raises(ValueError, match="choose another NAME"):
-        register_folder(
-            "voc_2012_test_sem_seg", data / "images", data / "labels", data / "names.json"
-        )
+        FolderData.parse(entry(data, NAME="voc_2012_test_sem_seg"))
 
 
 def test_checked_once_until_a_file_changes(data, monkeypatch):
     load(data)
-    monkeypatch.setattr(folders, "pair_problem", lambda *_, **__: "read again")
+
+    def read_again(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(census, "_scan", read_again)
     load(data)
     spoil_label(data)
-    with pytest.raises(ValueError, match="read again"):
+    with pytest.raises(AssertionError):
         load(data)
+
+
+def test_options_of_an_entry(data):
+    """Labels from 1, another suffix, a list, names in the YAML, sub-folders of one name."""
+    for folder, suffix in (("images", "_rgb.png"), ("labels", "_id.png")):
+        (data / folder / "sub").mkdir()
+        for i in range(3):
+            file = data / folder / "sub" / f"{i}{suffix}"
+            Image.fromarray(np.full((4, 6), i, np.uint8)).save(file)
+    (data / "val.txt").write_text("sub/1\nsub/2\n")
+    options = {"IMAGE_SUFFIX": "_rgb", "LABEL_SUFFIX": "_id", "LIST": str(data / "val.txt")}
+    options |= {"OFFSET": 1, "CLASSES": ["wall", ["sofa", "couch"]], "UNLABELLED": "nothing"}
+    records = load(data, **options)
+    files = [record["file_name"] for record in records]
+    assert files == [str(data / f"images/sub/{i}_rgb.png") for i in (1, 2)]
+    metadata = MetadataCatalog.get(NAME)
+    assert metadata.vocabulary == ["wall", "sofa, couch"] and metadata.unlabelled == "nothing"
+    assert metadata.label_rule.read(records[1]["sem_seg_file_name"]).max() == 1
+    with pytest.raises(ValueError, match="UNLABELLED is 'maybe'"):
+        register(data, UNLABELLED="maybe")
+
+
+def test_what_smells_is_a_warning_at_every_start(data, caplog):
+    for i in range(3):
+        Image.fromarray(np.array([[0] * 6] * 4, np.uint8)).save(data / f"labels/{i}.png")
+    for _ in range(2):
+        caplog.clear()
+        load(data)
+        assert "one class alone occurs, 'wall'" in caplog.text
+    spoil_label(data)
+    with pytest.raises(ValueError, match=r"Maybe: a label equals the number of classes, 3"):
+        load(data)
+
+
+def test_jpeg_label_maps_are_refused(data):
+    for i in range(3):
+        (data / f"labels/{i}.png").unlink()
+        Image.fromarray(np.zeros((4, 6), np.uint8)).save(data / f"labels/{i}.jpg")
+    with pytest.raises(ValueError, match=r"0.jpg: a label map as JPEG"):
+        load(data)
+
+
+def test_paths_may_start_at_the_yaml(data, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    (data / "my.yaml").write_text(
+        f"DATASETS: {{FOLDERS: [{{NAME: {NAME}, IMAGES: images, LABELS: labels, "
+        "CLASSES: names.json}]}"
+    )
+    load_config(data / "my.yaml", device="cpu")
+    assert len(DatasetCatalog.get(NAME)) == 3
