@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "segment pictures by words",
     "models": "list the models that there are",
     "words": "show how a file of words is understood",
+    "data": "look at data sets, import other formats",
     "evaluate": "evaluate a model on benchmarks",
     "convert": "convert weights between the released layout and ours",
     "doctor": "show what is installed here, and what is missing",

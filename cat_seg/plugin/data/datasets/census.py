@@ -67,8 +67,7 @@ class Census:
     @property
     def ignored_share(self) -> float:
         """Share of pixels of no class, 0 to 1."""
-        total: int = self.ignored + sum(self.pixels)
-        return self.ignored / max(1, total)
+        return self.ignored / max(1, self.ignored + sum(self.pixels))
 
     @property
     def missing(self) -> list[str]:
@@ -87,7 +86,7 @@ class Census:
         """Tell what is allowed but looks like a mistake, a sentence each."""
         found = []
         values, total = set(self.values), len(self.classes)
-        known = {value for value in values if value not in self.unknown}
+        highest = max((v for v in values - set(rule.ignore) if v not in self.unknown), default=-1)
         plain = rule.mapping is None and rule.offset == 0
         if plain and values == {0, 255} and 255 in rule.ignore:
             found.append(
@@ -97,16 +96,16 @@ class Census:
         elif self.images and total > 1 and total - len(self.missing) == 1:
             only = next(name for name in self.classes if name not in self.missing)
             found.append(f"one class alone occurs, {only!r}; every figure would be 100 %.")
-        if plain and 0 in values and total in self.unknown and max(known) < total:
+        if plain and 0 in values and total in self.unknown and highest < total:
             found.append(
                 f"a label equals the number of classes, {total}: if labels count from 1 and 0 is "
                 "unlabelled, say OFFSET: 1; if 0 is a class, a name is missing."
             )
-        if self.images and not sum(self.pixels):
+        if self.images and not any(self.pixels):
             found.append("every pixel is ignored; IGNORE, MAP or OFFSET cannot be right.")
         elif self.blank:
             found.append(f"{self.blank} of {self.images} images have no pixel of any class.")
-        if self.ignored_share > 0.5 and sum(self.pixels):
+        if self.ignored_share > 0.5 and any(self.pixels):
             found.append(f"{self.ignored_share:.0%} of all pixels are ignored.")
         if self.colors:
             common = ", ".join(f'"{color}"' for color in list(self.colors)[:_SHOWN])

@@ -47,7 +47,7 @@ def test_everything_is_counted(take):
         ([[0, 255]], {}, r"hold 0 and 255 alone.*say so: MAP: {0: 0, 255: 1}"),
         ([[1, 1]], {}, r"one class alone occurs, 'car'; every figure would be 100 %"),
         ([[255, 255]], {}, r"every pixel is ignored"),
-        ([[0, 1, 2]], {}, r"a label equals the number of classes, 2: .* OFFSET: 1"),
+        ([[0, 1, 2, 255]], {}, r"a label equals the number of classes, 2: .* OFFSET: 1"),
         ([[[255, 0, 0], [0, 255, 0]]], {}, r'PALETTE: \["#00ff00", "#ff0000"\]'),
         ([[0, 1]], {"names": ("road", "car", "sky")}, r"1 names never occur: sky"),
         ([[0, 1, 255, 255, 255]], {}, r"60% of all pixels are ignored"),
