@@ -14,6 +14,7 @@ from cat_seg.errors import CATSegError
 from cat_seg.hub import Source
 from cat_seg.loading import load_state
 from cat_seg.model_config import ModelConfig, published_config
+from cat_seg.trust.text import read_json
 from cat_seg.trust.weights import read_weights
 from cat_seg.utils.files import atomic_write
 
@@ -35,7 +36,7 @@ def load_folder(build: Callable[[ModelConfig], CATSeg], source: Source) -> CATSe
     """
     file, weights = source.path / CONFIG, source.path / WEIGHTS
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = read_json(file)
         model = build(ModelConfig.from_dict(about["model"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CATSegError(

@@ -10,9 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cat_seg.errors import CATSegError
+from cat_seg.trust.text import parse_yaml, read_text
 
 EXAMPLE = 'expected names, as in ["cat", "sofa, couch"]'
 _LONGEST_LINE = 10_000  # characters
@@ -24,19 +23,12 @@ def read_words(path: Path) -> Any:
     Raises:
         CATSegError: saying what is wrong, without the file's name.
     """
-    content = path.read_bytes()
-    try:
-        text = content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise CATSegError(f"not text in UTF-8 or UTF-16 ({error}); save it as UTF-8.") from error
+    text = read_text(path)
     suffix = path.suffix.lower()
     if suffix == ".json" or text.lstrip().startswith(("[", "{")):
         return parse_literal(text)
     if suffix in (".yaml", ".yml"):
-        try:
-            return yaml.safe_load(text) or []
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise CATSegError(f"not YAML ({' '.join(str(error).split())}).") from error
+        return parse_yaml(text) or []
     lines = [line.strip(" \r") for line in text.splitlines()]
     lines = [line for line in lines if line.strip() and not line.startswith("#")]
     if any(len(line) > _LONGEST_LINE for line in lines):

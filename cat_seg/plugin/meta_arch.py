@@ -5,7 +5,6 @@ Everything between is the library's; see `cat_seg.model` and `cat_seg.inference`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from cat_seg.model_config import ModelConfig
 from cat_seg.plugin.checkpointer import CATSegCheckpointer, local_weights
 from cat_seg.plugin.config import inference_plan, load_config, model_config
 from cat_seg.plugin.head import CATSegHead
+from cat_seg.trust.text import read_json
 
 
 @META_ARCH_REGISTRY.register()
@@ -205,6 +205,6 @@ def load_model(config_file: str | Path, opts: Sequence[str] = (), device: str = 
     built.card |= {"name": Path(config_file).stem}
     description = weights.with_name(saved.CONFIG)
     if weights.name == saved.WEIGHTS and description.is_file():  # of a saved model
-        saved.apply_description(built, json.loads(description.read_text(encoding="utf-8")))
+        saved.apply_description(built, read_json(description))
     built.default_words = built.head.test_names
     return built

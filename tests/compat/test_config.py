@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import cat_seg.compat
 from cat_seg.plugin.config import add_cat_seg_config
@@ -50,12 +51,20 @@ def project_config(d2: Implementation, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_file_inherits_and_computes(d2, derived, monkeypatch):
     cfg = project_config(d2, monkeypatch)
-    cfg.merge_from_file(derived)
+    cfg.merge_from_file(derived, allow_unsafe=True)
     cfg.merge_from_list(["SOLVER.MAX_ITER", "7", "DATASETS.TEST", "('a', 'b')"])
     assert cfg.SOLVER.BASE_LR == 0.1
     assert cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE == 0.01
     assert cfg.INPUT.MIN_SIZE_TRAIN[:2] == (192, 230) and len(cfg.INPUT.MIN_SIZE_TRAIN) == 16
     assert cfg.SOLVER.MAX_ITER == 7 and cfg.DATASETS.TEST == ("a", "b")
+
+
+def test_tags_run_nothing(d2, derived):
+    with pytest.raises(yaml.YAMLError, match="python/object/apply"):
+        d2("config").get_cfg().merge_from_file(derived, allow_unsafe=False)
+    if d2.name == "stand_in":
+        with pytest.raises(yaml.YAMLError, match="python/object/apply"):
+            d2("config").get_cfg().merge_from_file(derived)
 
 
 def test_dump_reads_back(d2, tmp_path):
@@ -138,6 +147,6 @@ def test_defaults_and_published_yaml_dump_the_same(derived, monkeypatch):
     for name in ("detectron2", "stand_in"):
         d2 = Implementation(name)
         cfg = project_config(d2, monkeypatch)
-        cfg.merge_from_file(derived)
+        cfg.merge_from_file(derived, allow_unsafe=True)
         dumps.append((d2("config").get_cfg().dump(), cfg.dump()))
     assert dumps[0] == dumps[1]

@@ -15,16 +15,16 @@ from .defaults import DEFAULTS
 
 
 class CfgNode(_CfgNode):
-    """fvcore's config node, which reads the YAML tags of published configs by default.
+    """fvcore's config node, on which `merge_from_file` logs what it assumes.
 
-    Those tags (`!!python/object/apply:eval`) run code: read a config before you trust it.
+    Unlike the real one it runs no tags of a YAML (`!!python/object/apply:eval`) unless told to.
     """
 
     @classmethod
     def _open_cfg(cls, filename):
         return PathManager.open(filename, "r")
 
-    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
         """Merge a YAML file, after the files that it names as `_BASE_`.
 
         Raises:
