@@ -31,16 +31,14 @@ _PLUGIN = {
     "add_cat_seg_config": "cat_seg.plugin",
 }
 
+# Without the names of the plugin, which `from cat_seg import *` would import.
 __all__ = [
     "CATSeg",
     "CATSegError",
-    "CATSegHead",
-    "D2SwinTransformer",
     "InferencePlan",
     "Segmentation",
     "Vocabulary",
     "__version__",
-    "add_cat_seg_config",
     "list_models",
 ]
 
@@ -49,7 +47,9 @@ if TYPE_CHECKING:
     from cat_seg.hub import list_models
     from cat_seg.inference import InferencePlan
     from cat_seg.model import CATSeg
-    from cat_seg.plugin import CATSegHead, D2SwinTransformer, add_cat_seg_config
+    from cat_seg.plugin import CATSegHead as CATSegHead
+    from cat_seg.plugin import D2SwinTransformer as D2SwinTransformer
+    from cat_seg.plugin import add_cat_seg_config as add_cat_seg_config
     from cat_seg.segmentation import Segmentation
     from cat_seg.vocabulary import Vocabulary
 
@@ -63,4 +63,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PLUGIN})

@@ -1,0 +1,1 @@
+"""Image guidance from a backbone of its own: Swin Transformer, ResNet."""
