@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import io
 import logging
@@ -34,7 +35,7 @@ MAX_PIXELS = 200_000_000
 # programs for other programs, and not among them.
 _FORMATS = "JPEG PNG GIF BMP TIFF WEBP JPEG2000 AVIF PPM DIB TGA".split()
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-_STRIP = 1024  # rows that are converted at a time; bounds memory
+_STRIP = 1 << 24  # pixels that are converted at a time; bounds memory
 _URL_BYTES = 1 << 28  # of a download
 _URL_SECONDS = 60.0
 _EXPECTED = (
@@ -82,7 +83,8 @@ def read(
     if isinstance(picture, bytes | bytearray | memoryview):
         return _decode(io.BytesIO(picture), "The picture (bytes)", max_pixels)
     if isinstance(picture, Image.Image):
-        return _convert(picture, "The picture (a PIL image)", max_pixels)
+        _check_size(picture, "The picture (a PIL image)", max_pixels)
+        return _convert(picture)
     if isinstance(picture, torch.Tensor):
         return _from_array(_channels_last(picture), f"a tensor {tuple(picture.shape)}")
     if isinstance(picture, np.ndarray):
@@ -99,6 +101,20 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIX
     Raises:
         CATSegError: naming the file, if it is missing, damaged, too large or not an image.
     """
+    with open_image(path, max_pixels=max_pixels) as image:
+        return _convert(image)
+
+
+@contextlib.contextmanager
+def open_image(
+    path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS
+) -> Iterator[Image.Image]:
+    """Open an image file, of which nothing is decoded yet.
+
+    Raises:
+        CATSegError: naming the file, if it is missing, damaged, too large or not an image; also for
+            what is found while it is decoded in the block.
+    """
     name = _printable(path)
     try:
         mode = os.stat(path).st_mode
@@ -106,8 +122,7 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIX
             raise CATSegError(f"{name} is a folder without images; expected an image file.")
         if not stat.S_ISREG(mode):  # reading from a pipe or a device may never end
             raise CATSegError(f"{name} is not a regular file; expected an image file.")
-        with open(path, "rb") as file:
-            return _decode(file, name, max_pixels)
+        file = open(path, "rb")
     except FileNotFoundError:
         problem = "matches no file" if glob.has_magic(os.fspath(path)) else "does not exist"
         raise CATSegError(f"{name} {problem}; expected an image file.") from None
@@ -118,6 +133,8 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIX
         if isinstance(error, CATSegError):
             raise
         raise CATSegError(f"{name} cannot be the name of a file ({error}).") from error
+    with file, _opened(file, name, max_pixels) as image:
+        yield image
 
 
 def find_images(inputs: Iterable[str | Path]) -> list[Path]:
@@ -218,9 +235,16 @@ def _is_image_name(name: str | Path) -> bool:
 
 
 def _decode(file: BinaryIO, name: str, max_pixels: int | None) -> np.ndarray:
+    with _opened(file, name, max_pixels) as image:
+        return _convert(image)
+
+
+@contextlib.contextmanager
+def _opened(file: BinaryIO, name: str, max_pixels: int | None) -> Iterator[Image.Image]:
     try:
         with _open(file, name) as image:
-            return _convert(image, name, max_pixels)
+            _check_size(image, name, max_pixels)
+            yield image
     except CATSegError:
         raise
     # Pillow's decoders report damage by whatever exception they run into.
@@ -258,7 +282,7 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
     raise CATSegError(f"{name} is not an image in a format that is read; expected JPEG, PNG, TIFF.")
 
 
-def _convert(image: Image.Image, name: str, max_pixels: int | None) -> np.ndarray:
+def _check_size(image: Image.Image, name: str, max_pixels: int | None) -> None:
     width, height = image.size
     if width * height == 0:
         raise CATSegError(f"{name} has no pixels ({width} x {height}); expected at least one.")
@@ -267,16 +291,20 @@ def _convert(image: Image.Image, name: str, max_pixels: int | None) -> np.ndarra
             f"{name} is too large: {width} x {height} pixels, at most {max_pixels} are read. Scale "
             "it down, or raise max_pixels."
         )
+
+
+def _convert(image: Image.Image) -> np.ndarray:
     image.load()
-    return _to_rgb(_upright(image, name))
+    return _to_rgb(_upright(image))
 
 
-def _upright(image: Image.Image, name: str) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; a damaged EXIF block does not make the image unreadable."""
     try:
         if image.getexif().get(0x0112, 1) in range(2, 9):
             return ImageOps.exif_transpose(image)
     except Exception as error:
+        name = _printable(getattr(image, "filename", "")) or "A picture"
         logger.warning("%s: its EXIF data is damaged and ignored (%s)", name, error)
     return image
 
@@ -286,8 +314,9 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         values = _to_8_bit(np.asarray(image))
         return np.repeat(values[:, :, None], 3, axis=2)
     rgb = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, _STRIP):
-        bottom = min(top + _STRIP, image.height)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
         strip = image.crop((0, top, image.width, bottom))
         if strip.has_transparency_data:
             strip = strip.convert("RGBA")
@@ -373,8 +402,15 @@ def _to_8_bit(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.uint16:  # a table needs less memory than floats
         table: np.ndarray = np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)
         return np.asarray(table[values])
-    scaled = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    largest = float(scaled.max(initial=0.0))
+    rows = max(1, _STRIP // max(1, values.shape[1]))
+    strips = [values[top : top + rows] for top in range(0, len(values), rows)]
+    largest = max(float(_finite(strip).max(initial=0.0)) for strip in strips)
     ranges = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
     full = next((r for r in ranges if largest <= r), largest)
-    return np.rint(scaled.clip(0.0) * (255.0 / full)).astype(np.uint8)
+    scaled = [np.rint(_finite(strip) * (255.0 / full)).astype(np.uint8) for strip in strips]
+    return np.concatenate(scaled)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Values as float64; 0 for what is negative or no number."""
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(0.0)

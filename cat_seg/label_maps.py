@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from cat_seg.errors import CATSegError
+from cat_seg.images import open_image
 from cat_seg.utils.files import atomic_write
 
 _ONE_CHANNEL = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
@@ -45,12 +46,9 @@ def read_colors(path: str | Path) -> np.ndarray:
 
 def _read(path: str | Path, convert: str = "") -> tuple[str, np.ndarray]:
     """Read mode and pixels of an image, converted if that is asked for."""
-    try:
-        with Image.open(path) as image:
-            lossy, mode = image.format in ("JPEG", "MPO"), image.mode
-            pixels = np.asarray(image.convert(convert) if convert else image)
-    except Exception as error:  # Pillow's decoders report damage by whatever they run into
-        raise CATSegError(f"{path}: cannot be read as a label map ({error})") from error
+    with open_image(path) as image:
+        lossy, mode = image.format in ("JPEG", "MPO"), image.mode
+        pixels = np.asarray(image.convert(convert) if convert else image)
     if lossy:
         raise CATSegError(
             f"{path}: a label map as JPEG, whose compression changes labels at every edge; make it "
@@ -73,10 +71,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         CATSegError: if the file is missing or no image.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            orientation = image.getexif().get(0x0112, 1)
-    except Exception as error:
-        raise CATSegError(f"{path}: cannot be read as an image ({error})") from error
+    with open_image(path) as image:
+        width, height = image.size
+        orientation = image.getexif().get(0x0112, 1)
     return (width, height) if orientation >= 5 else (height, width)

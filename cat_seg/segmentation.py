@@ -15,10 +15,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from cat_seg.drawing import OPACITY, draw_segmentation, save_picture
 from cat_seg.errors import CATSegError
+from cat_seg.images import open_image
 from cat_seg.palette import name_colors
 from cat_seg.utils.files import atomic_write
 
@@ -307,31 +308,33 @@ class Segmentation:
         Raises:
             CATSegError: the file cannot be read, or has no names inside.
         """
+        with open_image(path) as image:
+            stored = np.asarray(image)
+            text = getattr(image, "text", {}).get(_TEXT_KEY)
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                text = image.tag_v2.get(_TIFF_DESCRIPTION)
         try:
-            with Image.open(path) as image:
-                stored = np.asarray(image)
-                text = getattr(image, "text", {}).get(_TEXT_KEY)
-                if image.format == "TIFF":
-                    text = image.tag_v2.get(_TIFF_DESCRIPTION)
-            about = json.loads(text or "{}")
-            classes, unlabelled = about["classes"], about["unlabelled"]
-        except (OSError, ValueError) as error:
-            raise CATSegError(f"{path} cannot be read as a label map ({error})") from error
-        except (KeyError, TypeError, AttributeError) as error:
+            about = _About.parse(text)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CATSegError(
                 f"{path} has no class names inside; give a label map that Segmentation.save wrote"
             ) from error
         labels = stored.astype(np.int32)
-        labels[stored == unlabelled] = -1
+        labels[stored == about.unlabelled] = -1
+        if labels.ndim != 2 or labels.max(initial=-1) >= len(about.classes) or labels.min() < -1:
+            raise CATSegError(
+                f"{path}: its pixels are none of the {len(about.classes)} classes that it names; "
+                "give a label map as Segmentation.save wrote it"
+            )
         return cls(
             labels=labels,
             scores=np.full(labels.shape, np.nan, np.float32),
-            classes=classes,
-            synonyms=about.get("synonyms"),
-            path=about.get("image"),
-            threshold=about.get("threshold", 0.0),
-            background=about.get("background", ()),
-            notes=about.get("notes", ()),
+            classes=about.classes,
+            synonyms=about.synonyms,
+            path=about.image,
+            threshold=about.threshold,
+            background=about.background,
+            notes=about.notes,
         )
 
     def masks_png(self) -> dict[str, Image.Image]:
@@ -465,6 +468,49 @@ class Segmentation:
         sums = np.bincount(self.labels[known], self.scores[known], count)
         counts = self._counts()
         return {self.classes[i]: _number(sums[i] / counts[i]) for i in np.flatnonzero(counts)}
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a label map tells of itself, which may have been written by anyone."""
+
+    classes: list[str]
+    unlabelled: int
+    synonyms: list[list[str]] | None
+    image: str | None
+    threshold: float
+    background: list[str]
+    notes: list[str]
+
+    @classmethod
+    def parse(cls, text: Any) -> _About:
+        """Parse the text inside.
+
+        Raises:
+            ValueError, KeyError, TypeError, RecursionError: if it is none of ours.
+        """
+        told = json.loads(text or "{}")
+        if not isinstance(told, dict):
+            raise TypeError("expected an object")
+        synonyms, image = told.get("synonyms"), told.get("image")
+        about = cls(
+            classes=_strings(told["classes"]),
+            unlabelled=int(told["unlabelled"]),
+            synonyms=None if synonyms is None else [_strings(words) for words in synonyms],
+            image=None if image is None else str(image),
+            threshold=float(told.get("threshold", 0.0)),
+            background=_strings(told.get("background", [])),
+            notes=_strings(told.get("notes", [])),
+        )
+        if about.synonyms is not None and len(about.synonyms) != len(about.classes):
+            raise ValueError("synonyms and classes differ in number")
+        return about
+
+
+def _strings(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError(f"expected a list of strings, got {type(value).__name__}")
+    return value
 
 
 def save_label_map(

@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -379,3 +380,21 @@ def test_names_of_outputs_mirror_the_tree(tree: Path, monkeypatch):
 
 def test_what_is_missing_changes_no_name(tree: Path):
     assert names(tree, "sub", "gone/x.jpg") == ["c", "deep/d", "x"]
+
+
+def test_memory_and_time_of_a_large_picture_are_bounded(tmp_path, monkeypatch):
+    values = np.arange(600, dtype=np.int32).reshape(20, 30) * 200
+    whole = read(Image.fromarray(values)), read(Image.new("RGBA", (30, 20), (9, 8, 7, 60)))
+    monkeypatch.setattr("cat_seg.images._STRIP", 90)  # pixels: three rows
+    parts = read(Image.fromarray(values)), read(Image.new("RGBA", (30, 20), (9, 8, 7, 60)))
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_pillows_own_limit_is_no_limit_of_ours(tmp_path, monkeypatch):
+    Image.new("L", (300, 80), 7).save(tmp_path / "large.png")
+    monkeypatch.setattr("cat_seg.images._STRIP", 4_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8_000)  # pixels; of the half, it warns
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read(tmp_path / "large.png").shape == (80, 300, 3)

@@ -1,9 +1,15 @@
 """Label maps as files, of every depth."""
 
+import io
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from cat_seg.errors import CATSegError
 from cat_seg.label_maps import image_size, read_label_map, write_label_map
 
 
@@ -55,3 +61,19 @@ def test_jpegs_are_refused_with_the_reason(tmp_path):
     (tmp_path / "labels.jpg").rename(tmp_path / "named.png")
     with pytest.raises(ValueError, match=r"named.png: a label map as JPEG, whose compression"):
         read_label_map(tmp_path / "named.png")
+
+
+@pytest.mark.parametrize("read", [read_label_map, image_size])
+def test_what_is_no_file_or_too_large_is_told_at_once(tmp_path, read):
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    small = io.BytesIO()
+    Image.new("1", (8, 8)).save(small, "PNG")
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + small.getvalue()[24:29]
+    content = small.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "bomb.png").write_bytes(content + small.getvalue()[33:])
+    problems = {"fifo.png": "not a regular", "loop.png": "cannot be opened"}
+    problems["bomb.png"] = "too large: 60000 x 60000"
+    for name, problem in problems.items():
+        with pytest.raises(CATSegError, match=f"{name} .*{problem}"):
+            read(tmp_path / name)

@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from cat_seg.errors import CATSegError
 from cat_seg.segmentation import Segmentation, save_label_map, summarize
@@ -167,7 +167,7 @@ def test_load_says_what_is_wrong(tmp_path):
     Image.new("L", (2, 2)).save(tmp_path / "plain.png")
     with pytest.raises(CATSegError, match=r"plain.png has no class names"):
         Segmentation.load(tmp_path / "plain.png")
-    with pytest.raises(CATSegError, match=r"none.png cannot be read"):
+    with pytest.raises(CATSegError, match=r"none.png does not exist"):
         Segmentation.load(tmp_path / "none.png")
 
 
@@ -186,3 +186,25 @@ def test_summarize_orders_by_area():
         {"id": 2, "name": "bed", "pixels": 3, "share": 0.375},
         {"id": 0, "name": "cat", "pixels": 1, "share": 0.125},
     ]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "[]",
+        '{"classes": ["a"]}',
+        '{"classes": "ab", "unlabelled": 255}',
+        '{"classes": [1, 2], "unlabelled": 255}',
+        '{"classes": ["a", "b"], "unlabelled": [255]}',
+        '{"classes": ["a", "b"], "unlabelled": 255, "synonyms": [["a"]]}',
+        '{"classes": ["a", "b"], "unlabelled": 255, "synonyms": 3}',
+        '{"classes": ["a"], "unlabelled": 255}',
+        "[" * 100_000,
+    ],
+)
+def test_a_label_map_that_tells_nonsense_of_itself_is_refused(tmp_path, told):
+    inside = PngImagePlugin.PngInfo()
+    inside.add_itxt("cat_seg", told)
+    Image.fromarray(np.ones((2, 3), np.uint8)).save(tmp_path / "a.png", pnginfo=inside)
+    with pytest.raises(CATSegError, match=r"a\.png"):
+        Segmentation.load(tmp_path / "a.png")

@@ -237,7 +237,7 @@ def test_resumed_run_gives_the_numbers_of_a_whole_one(dataset):
     third.reset()
     third.evaluate()
     (reason,) = third.result.left_out.values()
-    assert "image1.png: cannot be read" in reason and "remove it" in reason
+    assert "image1.png is not an image" in reason and "remove it" in reason
     assert len(evaluator().resume("another run")) == 2
 
 
