@@ -5,6 +5,7 @@ Shape letters: H, W image; T classes.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +23,10 @@ SMALLEST_FONT = 13  # pixels
 LONGEST_NAME = 32  # characters of a name
 NONE_OF_THESE = "none of these"  # what the legend calls unlabelled pixels
 TEXT, FAINT, GROUND = (40, 40, 40), (130, 130, 130), (255, 255, 255)
+_SMALLEST_NAME = 0.6  # of the font; what has no room for that is named by the legend alone
 _SMALLEST_REGION = 0.004  # of the picture; a smaller one is named by the legend alone
 _SMOOTHED_CLASSES = 64  # the largest; the others keep the outlines of their pixels
+_SEAM = 0.025  # of the longer side; unlabelled pixels between classes that are narrower
 _PLACING = 400  # pixels of the longer side of the map on which names are placed
 
 
@@ -61,6 +64,9 @@ def draw_segmentation(
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
     shares = np.bincount(labels.ravel() + 1, minlength=len(indices) + 1) / labels.size
     fine, line = _enlarge(labels, len(indices), image.shape[:2], scale)
+    filled = _without_seams(labels)
+    if outline and filled is not labels:
+        _, line = _enlarge(filled, len(indices), image.shape[:2], scale)
     overlay = blend(image, fine, colors, opacity=opacity, line=line if outline else None)
     font_size = int(np.clip((image.shape[0] * image.shape[1]) ** 0.5 / 34, SMALLEST_FONT, 80))
     picture = Image.fromarray(overlay)
@@ -70,7 +76,9 @@ def draw_segmentation(
     parts.append(picture)
     if legend:
         step = max(1, max(fine.shape) // 500)
-        seen = _mean_colors(overlay[::step, ::step], fine[::step, ::step], colors, opacity)
+        sample = fine[::step, ::step]
+        blended = blend(image[::step, ::step], sample, colors, opacity=opacity)
+        seen = _mean_colors(blended, sample, colors, opacity)
         parts.append(_draw_legend(texts, shares, colors, seen, picture.height, font_size))
     return _side_by_side(parts, gap=font_size // 2)
 
@@ -123,6 +131,32 @@ def _present(labels: np.ndarray, count: int) -> tuple[list[int], np.ndarray]:
     table = np.full(count + 1, -1, np.int32)
     table[indices] = np.arange(len(indices))
     return indices, table[inside]
+
+
+def _without_seams(labels: np.ndarray) -> np.ndarray:
+    """Give narrow unlabelled seams to the nearest class, so that one line runs along each.
+
+    Args:
+        labels: (h, w) int32, -1 where unlabelled.
+
+    Returns:
+        the same, or itself if there is no such seam.
+    """
+    unlabelled = (labels < 0).astype(np.uint8)
+    side = 2 * max(1, round(_SEAM * max(labels.shape) / 2)) + 1
+    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    wide = cv2.morphologyEx(unlabelled, cv2.MORPH_OPEN, brush)
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(wide, connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] < _SMALLEST_REGION * labels.size
+    seams = (unlabelled > 0) & ((wide == 0) | small[parts])
+    if not seams.any() or unlabelled.all():
+        return labels
+    _, nearest = cv2.distanceTransformWithLabels(
+        unlabelled, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    table = np.zeros(int(nearest.max()) + 1, np.int32)
+    table[nearest[unlabelled == 0]] = labels[unlabelled == 0]
+    return np.where(seams, table[nearest], labels)
 
 
 def _enlarge(
@@ -193,7 +227,7 @@ def _write_names(
         aspect = text_width(texts[index], font_size) / font_size + 0.9  # of the box with margins
         center_x, center_y, height = _widest_place(region, aspect / 1.5)
         size = min(font_size, int(height * shrink / 1.5))
-        if size < max(SMALLEST_FONT - 2, font_size // 2):
+        if size < max(SMALLEST_FONT, _SMALLEST_NAME * font_size):
             continue
         text = draw_text(texts[index], size, _text_color(colors[index]))
         half_width, half_height = text.width / 2 + 0.4 * size, text.height / 2 + 0.05 * size
@@ -349,6 +383,7 @@ def _side_by_side(parts: Sequence[Image.Image], gap: int) -> Image.Image:
 def _text(name: str, index: int) -> str:
     """What is written for a class: its name, or its number where no font has the characters."""
     name = " ".join(name.split())
+    name = "".join(c for c in name if unicodedata.category(c) != "Cc")
     if not name or not can_draw(name):
         return f"#{index}"
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1].rstrip() + "…"

@@ -177,7 +177,8 @@ def _load(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 def _needs_font(character: str) -> bool:
     """Tell whether a character has a shape of its own: no space, joiner or combining mark."""
-    return unicodedata.category(character)[0] not in "ZCM"
+    category = unicodedata.category(character)
+    return category[0] not in "ZM" and category not in ("Cc", "Cf")
 
 
 def _script(character: str) -> str:

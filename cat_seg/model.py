@@ -385,8 +385,9 @@ def best_device(asked: str = "") -> torch.device:
     try:
         device = torch.device(asked or "cpu")
     except RuntimeError as error:
-        problem = str(error).splitlines()[0]
-        raise CATSegError(f"{asked!r} is not a device: {problem}") from error
+        raise CATSegError(
+            f"{asked!r} is not a device; expected cuda, cuda:1, mps, cpu or the like."
+        ) from error
     there: dict[str, Callable[[], bool]] = {
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,

@@ -30,7 +30,23 @@ _EXPECTED = {
     **dict.fromkeys(("road", "street", "asphalt"), (125, 115, 140)),
     **dict.fromkeys(("snow", "ice"), (200, 220, 235)),
     **dict.fromkeys(("fire", "flame"), (235, 90, 30)),
+    **dict.fromkeys(("brick", "brick wall"), (175, 85, 65)),
+    **dict.fromkeys(("wood",), (165, 115, 70)),
+    **dict.fromkeys(("rock", "stone", "gravel"), (150, 145, 140)),
 }
+# A name that says a colour is drawn in a shade of it.
+_HUES = {
+    **dict.fromkeys(("red", "scarlet", "crimson"), (225, 60, 60)),
+    "orange": (240, 145, 45),
+    "yellow": (235, 210, 60),
+    "green": (75, 185, 80),
+    **dict.fromkeys(("cyan", "turquoise", "teal"), (60, 200, 205)),
+    "blue": (70, 100, 225),
+    **dict.fromkeys(("purple", "violet"), (145, 85, 205)),
+    **dict.fromkeys(("pink", "magenta"), (235, 95, 175)),
+    "brown": (150, 100, 60),
+}
+_SHADES = 32  # colours of the table that are a hue's
 
 
 def name_colors(names: Sequence[str]) -> np.ndarray:
@@ -59,9 +75,10 @@ def name_colors(names: Sequence[str]) -> np.ndarray:
         if key not in _EXPECTED or (
             len(taken) and np.linalg.norm(taken - color_lab, axis=1).min() < _APART / 2
         ):
-            generator = np.random.default_rng(_hash(key))
-            choices = generator.permutation(_FIRST)[:_TRIES]
+            choices = _choices(key)
             apart = choices[gap[choices] >= _APART]
+            if not len(apart) and _hue(key):  # a close shade rather than another hue
+                apart = choices[gap[choices] >= max(_APART / 2, gap[choices].max())]
             best = int(apart[0]) if len(apart) else int(gap.argmax())
             color, color_lab = table[best], lab[best]
         colors[key] = color
@@ -80,6 +97,21 @@ def is_light(color: Sequence[float] | np.ndarray) -> bool:
     channels = np.asarray(color, np.float64) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return bool(linear @ [0.2126, 0.7152, 0.0722] > 0.26)
+
+
+def _hue(key: str) -> tuple[int, int, int] | None:
+    """The colour that a name says, as in "red striped star"."""
+    return next((_HUES[word] for word in key.split() if word in _HUES), None)
+
+
+def _choices(key: str) -> np.ndarray:
+    """Indices into the table that a name may get, its own first."""
+    generator = np.random.default_rng(_hash(key))
+    hue = _hue(key)
+    if hue is None:
+        return generator.permutation(_FIRST)[:_TRIES]
+    distance = np.linalg.norm(_table()[1] - _to_lab(np.array([hue], np.uint8)), axis=1)
+    return generator.permutation(np.argsort(distance)[:_SHADES])
 
 
 def _hash(key: str) -> int:

@@ -82,6 +82,29 @@ def test_enlarged_edges_are_smooth():
     assert rough < 16  # less than a pixel of the map, which is 16 here; as blocks it is 20 and more
 
 
+def test_one_line_runs_along_a_narrow_seam_of_unlabelled_pixels():
+    labels = np.zeros((600, 800), np.int64)
+    labels[:, 400:] = 1
+    labels[:, 395:405] = -1
+    picture = np.asarray(
+        draw_segmentation(
+            np.full((600, 800, 3), 100, np.uint8), labels, NAMES, names=False, legend=False
+        )
+    )
+    white = (picture[300].min(-1) > 200).astype(int)
+    assert np.count_nonzero(np.diff(white) == 1) == 1 and white[399:401].any()
+    np.testing.assert_array_equal(picture[300, 396], [100, 100, 100])  # it has still no colour
+
+
+def test_a_seam_belongs_to_the_nearest_class():
+    labels = np.array([[0, 0, 0, -1, -1, 1, 1, 1]] * 8, np.int32)
+    filled = drawing._without_seams(labels)
+    np.testing.assert_array_equal(filled, [[0, 0, 0, 0, 1, 1, 1, 1]] * 8)
+    nothing = np.full((8, 8), -1, np.int32)
+    assert drawing._without_seams(nothing) is nothing
+    assert drawing._without_seams(filled) is filled
+
+
 @pytest.mark.parametrize("size", [(1, 1), (20, 30), (1200, 40), (40, 1200)])
 def test_any_size_and_many_classes(size):
     count = 90
@@ -109,6 +132,12 @@ def test_nothing_found():
 def test_name_that_no_font_has_is_a_number(monkeypatch):
     monkeypatch.setattr(drawing, "can_draw", lambda name: name != "猫")
     assert drawing._text("猫", 7) == "#7" and drawing._text(" a  cat ", 7) == "a cat"
+
+
+def test_what_is_no_character_is_not_drawn():
+    assert drawing._text("\x1b[31mcat\x07", 3) == "[31mcat"
+    assert drawing._text("cat \u0378", 3) == "#3"  # not assigned
+    assert drawing._text("\x07", 3) == "#3"
 
 
 def test_blend_leaves_other_labels():

@@ -35,3 +35,13 @@ def test_large_vocabularies():
 )
 def test_text_by_luminance(color, light):
     assert is_light(color) == light
+
+
+def test_a_name_that_says_a_colour_gets_a_shade_of_it():
+    names = ["red plain circle", "red striped star", "red apple", "blue car", "a yellow cup"]
+    red, star, apple, blue, yellow = name_colors(names).astype(int)
+    for color in (red, star, apple):
+        assert color[0] > 1.5 * max(color[1], color[2])
+    assert blue[2] > 1.3 * max(blue[0], blue[1])
+    assert min(yellow[0], yellow[1]) > 1.5 * yellow[2]
+    assert min(np.abs(red - star).sum(), np.abs(red - apple).sum()) > 20
