@@ -1,4 +1,4 @@
-"""The one exception type for what a user can put right."""
+"""The exceptions for what a user can put right."""
 
 
 class CATSegError(ValueError):
@@ -7,3 +7,7 @@ class CATSegError(ValueError):
     The message names the file, key or argument, what was expected, what came and what to do. On the
     command line only this type is shortened to its message; anything else keeps its traceback.
     """
+
+
+class MissingPackageError(CATSegError, ImportError):
+    """An optional package is not installed; the message says which, and how to install it."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from cat_seg.errors import CATSegError
+from cat_seg.errors import CATSegError, MissingPackageError
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +265,7 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
         try:
             from pillow_heif import HeifImageFile
         except ImportError:
-            raise CATSegError(
+            raise MissingPackageError(
                 f"{name} is HEIC, which needs a package: pip install pillow-heif."
             ) from None
         opened: Image.Image = HeifImageFile(file, name)  # type: ignore[no-untyped-call]

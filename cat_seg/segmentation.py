@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from cat_seg.drawing import OPACITY, draw_segmentation, save_picture
-from cat_seg.errors import CATSegError
+from cat_seg.errors import CATSegError, MissingPackageError
 from cat_seg.images import open_image
 from cat_seg.palette import name_colors
 from cat_seg.utils.files import atomic_write
@@ -52,7 +52,7 @@ class Region:
         """Return the mask in COCO's run-length encoding, ready for JSON.
 
         Raises:
-            CATSegError: pycocotools is not installed.
+            MissingPackageError: pycocotools is not installed.
         """
         try:
             from pycocotools import mask as coco
@@ -373,7 +373,7 @@ class Segmentation:
         """Return COCO's format, an annotation a region; a category's id is its index + 1.
 
         Raises:
-            CATSegError: pycocotools is not installed.
+            MissingPackageError: pycocotools is not installed.
         """
         height, width = self._size
         annotations = []
@@ -424,7 +424,7 @@ class Segmentation:
         """Return `supervision.Detections`, one a region.
 
         Raises:
-            CATSegError: supervision is not installed.
+            MissingPackageError: supervision is not installed.
         """
         try:
             import supervision
@@ -585,5 +585,5 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 4)
 
 
-def _missing(package: str, what: str) -> CATSegError:
-    return CATSegError(f"{what} needs {package}, which is not installed: pip install {package}")
+def _missing(package: str, what: str) -> MissingPackageError:
+    return MissingPackageError(f"{what} needs {package}, which is missing: pip install {package}")

@@ -9,15 +9,14 @@ from collections.abc import Callable
 
 from cat_seg.errors import CATSegError
 
-_TRAIN = ("fvcore", "iopath", "jinja2", "tabulate", "tensorboard", "termcolor", "yacs")
 _INTERRUPTED = 130  # the exit code that shells give to SIGINT
 
 
 def run(program: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code.
 
-    A `CATSegError`, or that a package of the extra [train] is missing, becomes one sentence on
-    stderr and the exit code 1; any other exception keeps its traceback.
+    A `CATSegError` becomes one sentence on stderr and the exit code 1; any other exception keeps
+    its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
@@ -28,16 +27,6 @@ def run(program: str, command: Callable[[], int]) -> int:
         return code
     except CATSegError as error:
         print(f"{program}: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
-        if name not in _TRAIN:
-            raise
-        print(
-            f"{program}: {name} is missing: pip install 'cat-seg[train]', or in a clone "
-            "pip install -e '.[train]'",
-            file=sys.stderr,
-        )
         return 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)

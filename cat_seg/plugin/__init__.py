@@ -4,8 +4,19 @@ Importing this package makes `import detectron2` work (see `cat_seg.compat`), re
 published data splits, and registers backbone, head and meta-architecture under their names.
 """
 
-from cat_seg.compat import ensure_detectron2
+import importlib.util
 
+from cat_seg.compat import ensure_detectron2
+from cat_seg.errors import MissingPackageError
+
+_NEEDED = (  # modules of the extra [train]
+    *("fvcore", "iopath", "jinja2", "pycocotools", "tabulate", "tensorboard", "termcolor", "yacs"),
+)
+if _missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+    raise MissingPackageError(
+        f"Training, evaluation and YAML configs need {', '.join(_missing)}, missing here: "
+        "pip install 'cat-seg[train]', or in a clone pip install -e '.[train]'."
+    )
 ensure_detectron2()
 
 # isort: split
