@@ -63,10 +63,11 @@ def draw_segmentation(
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
     shares = np.bincount(labels.ravel() + 1, minlength=len(indices) + 1) / labels.size
-    fine, line = _enlarge(labels, len(indices), image.shape[:2], scale)
     filled = _without_seams(labels)
-    if outline and filled is not labels:
-        _, line = _enlarge(filled, len(indices), image.shape[:2], scale)
+    fine, line = _enlarge(filled, len(indices), image.shape[:2], scale)
+    if filled is not labels:
+        seams = 255 * (filled != labels).astype(np.uint8)
+        fine[cv2.resize(seams, fine.shape[::-1], interpolation=cv2.INTER_LINEAR) > 127] = -1
     overlay = blend(image, fine, colors, opacity=opacity, line=line if outline else None)
     font_size = int(np.clip((image.shape[0] * image.shape[1]) ** 0.5 / 34, SMALLEST_FONT, 80))
     picture = Image.fromarray(overlay)
