@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from cat_seg.resources import resource
@@ -31,17 +30,6 @@ def published_results() -> list[dict[str, Any]]:
     """Return the paper's models, each with its mIoU by the name of the registered split."""
     results: list[dict[str, Any]] = _read_json("published.json")
     return results
-
-
-def read_names(path: str | Path) -> list[str]:
-    """Read a file of class names, synonyms separated by ", "; see `Vocabulary.read`.
-
-    Raises:
-        CATSegError: naming the file.
-    """
-    from cat_seg.vocabulary import Vocabulary  # which reads the lists that ship through us
-
-    return Vocabulary.read(path).strings
 
 
 def _read_json(name: str) -> Any:

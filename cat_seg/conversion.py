@@ -110,10 +110,10 @@ def to_model(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tens
     state = _from_backbone(state)
     if found := {key: value for key, value in state.items() if key in names}:
         return found
-    some = ", ".join(key.removeprefix(BACKBONE) for key in list(state)[:3])
+    examples = ", ".join(key.removeprefix(BACKBONE) for key in list(state)[:3])
     raise ValueError(
         "neither a checkpoint of CAT-Seg, nor CLIP's weights, nor of this model's backbone; its "
-        f"tensors are {some}, ..."
+        f"tensors are {examples}, ..."
     )
 
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
+class DistributedContext:
     """Where this process stands among those of a job that something else has started."""
 
     rank: int
@@ -35,8 +35,8 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
     Processes that `torchrun` or `srun` started join each other; else detectron2's launcher starts
     --num-gpus of them on each of --num-machines. Without a GPU they talk through gloo.
     """
-    place = find_place(os.environ)
-    if place is None:
+    context = find_context(os.environ)
+    if context is None:
         launch_detectron2(
             main,
             args.num_gpus,
@@ -46,7 +46,7 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
             args=(args,),
         )
         return
-    join(place)
+    join(context)
     try:
         main(args)
     finally:
@@ -58,17 +58,17 @@ def leave() -> None:
     getattr(comm, "leave_process_groups", distributed.destroy_process_group)()
 
 
-def find_place(environment: Mapping[str, str]) -> Place | None:
-    """Read this process's place from the variables of `torchrun` or of SLURM.
+def find_context(environment: Mapping[str, str]) -> DistributedContext | None:
+    """Read this process's context from the variables of `torchrun` or of SLURM.
 
     Returns:
-        The place; None if neither has started several processes.
+        The context; None if neither has started several processes.
 
     Raises:
         ValueError: if the variables contradict each other.
     """
     if "LOCAL_RANK" in environment and "WORLD_SIZE" in environment:
-        return Place(
+        return DistributedContext(
             rank=int(environment["RANK"]),
             world_size=int(environment["WORLD_SIZE"]),
             local_rank=int(environment["LOCAL_RANK"]),
@@ -91,7 +91,7 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     job = int(
         environment.get("SLURM_JOB_ID", "0")
     )  # jobs that share a machine need ports of their own
-    return Place(
+    return DistributedContext(
         rank=int(environment["SLURM_PROCID"]),
         world_size=world_size,
         local_rank=int(environment.get("SLURM_LOCALID", "0")),
@@ -108,16 +108,16 @@ def first_host(hosts: str) -> str:
     return "".join(part or "" for part in match.groups())
 
 
-def join(place: Place) -> None:
+def join(context: DistributedContext) -> None:
     """Set up the process group, as detectron2's launcher does for processes of its own."""
     has_gpu = torch.cuda.is_available()
     if has_gpu:
-        torch.cuda.set_device(place.local_rank)
-    logger.info("Rank %d of %d joins at %s", place.rank, place.world_size, place.address)
+        torch.cuda.set_device(context.local_rank)
+    logger.info("Rank %d of %d joins at %s", context.rank, context.world_size, context.address)
     # By the environment, because `torchrun` has already opened the port and says so there.
-    os.environ |= {"MASTER_ADDR": place.address, "MASTER_PORT": str(place.port)}
+    os.environ |= {"MASTER_ADDR": context.address, "MASTER_PORT": str(context.port)}
     distributed.init_process_group(
-        backend="nccl" if has_gpu else "gloo", rank=place.rank, world_size=place.world_size
+        backend="nccl" if has_gpu else "gloo", rank=context.rank, world_size=context.world_size
     )
-    comm.create_local_process_group(place.local_size)
+    comm.create_local_process_group(context.local_size)
     comm.synchronize()

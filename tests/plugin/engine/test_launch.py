@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from cat_seg.plugin.engine import Trainer
-from cat_seg.plugin.engine.launch import Place, find_place, first_host, launch
+from cat_seg.plugin.engine.launch import DistributedContext, find_context, first_host, launch
 from tests.plugin.engine.toy import register_toy_data, toy_config
 
 PLAIN = ("INPUT.CROP.ENABLED", False, "INPUT.COLOR_AUG_SSD", False)
@@ -180,17 +180,19 @@ def test_another_number_of_processes_goes_on_in_the_data(tmp_path: Path) -> None
     assert len(torch.load(output / "found.pt")["losses"]) == 6
 
 
-def test_places() -> None:
-    assert find_place({}) is None
-    assert find_place(torchrun_environment(1, "5")) == Place(1, 2, 1, 2, "127.0.0.1", 5)
-    assert find_place(slurm_environment(1, "5")) == Place(1, 2, 1, 2, "localhost", 5)
+def test_contexts() -> None:
+    assert find_context({}) is None
+    assert find_context(torchrun_environment(1, "5")) == DistributedContext(
+        1, 2, 1, 2, "127.0.0.1", 5
+    )
+    assert find_context(slurm_environment(1, "5")) == DistributedContext(1, 2, 1, 2, "localhost", 5)
     big = slurm_environment(5, "") | {"SLURM_NTASKS": "8", "SLURM_NNODES": "2"}
     big |= {"SLURM_LOCALID": "1", "SLURM_NODELIST": "gpu[03,05]"}
-    assert find_place(big) == Place(5, 8, 1, 4, "gpu03", 20007)
+    assert find_context(big) == DistributedContext(5, 8, 1, 4, "gpu03", 20007)
     step = big | {"SLURM_STEP_NUM_TASKS": "1"}  # a single task of a larger job
-    assert find_place(step) is None
+    assert find_context(step) is None
     with pytest.raises(ValueError, match="8 tasks on 3 nodes"):
-        find_place(big | {"SLURM_NNODES": "3"})
+        find_context(big | {"SLURM_NNODES": "3"})
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
     height, width = image.shape[:2]
     expected = (dataset_dict.setdefault("width", width), dataset_dict.setdefault("height", height))
     if expected != (width, height):
-        of = f" for image {dataset_dict['file_name']}" if "file_name" in dataset_dict else ""
+        which = f" for image {dataset_dict['file_name']}" if "file_name" in dataset_dict else ""
         raise SizeMismatchError(
-            f"Mismatched image shape{of}, got {(width, height)}, expect {expected}."
+            f"Mismatched image shape{which}, got {(width, height)}, expect {expected}."
             " Please check the width/height in your annotation."
         )
 

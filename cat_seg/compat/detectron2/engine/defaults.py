@@ -65,7 +65,7 @@ Several machines, on each of them with its own rank:
         "opts",
         nargs=argparse.REMAINDER,
         default=None,
-        help="config values, as PATH.KEY VALUE pairs parted by spaces",
+        help="config values, as PATH.KEY VALUE pairs separated by spaces",
     )
     return parser
 

@@ -7,14 +7,10 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from cat_seg.class_lists import (
-    class_names,
-    label_ids,
-    published_results,
-    read_names,
-)
+from cat_seg.class_lists import class_names, label_ids, published_results
 from cat_seg.errors import CATSegError
 from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, SPLITS, benchmark_splits, load_split
+from cat_seg.vocabulary import Vocabulary
 
 # name -> (classes predicted, classes scored, ignored label), of the published protocol
 PROTOCOL = {
@@ -102,6 +98,6 @@ def test_bad_name_lists(tmp_path, content):
     path = tmp_path / "names.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"names\.json"):
-        read_names(path)
+        Vocabulary.read(path)
     with pytest.raises(ValueError, match="no such file"):
-        read_names(tmp_path / "none.json")
+        Vocabulary.read(tmp_path / "none.json")
