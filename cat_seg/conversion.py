@@ -54,7 +54,7 @@ def from_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def to_released(
     state: dict[str, Tensor], *, grid: tuple[int, int] = (24, 24), window: int = 12
 ) -> dict[str, Tensor]:
-    """A released state dict from ours.
+    """Return a released state dict from ours.
 
     Args:
         state: Our state dict.
@@ -142,19 +142,19 @@ def _from_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def holds_clip(state: Collection[str]) -> bool:
-    """Whether a state dict, or its keys, bring CLIP's weights (then none need be fetched)."""
+    """Tell whether a state dict, or its keys, bring CLIP's weights (then none need be fetched)."""
     return any(key.endswith("visual.conv1.weight") for key in state)
 
 
 def generation(state: Collection[str]) -> int | None:
-    """The generation that a whole CAT-Seg state dict, or its keys, belong to; None if no such."""
+    """Return the generation of a whole CAT-Seg state dict, or of its keys; None if it is none."""
     if not any(key.startswith(TRANSFORMER) for key in state):
         return None
     return 2024 if "upsample1.weight" in state else 2023
 
 
 def describe(state: dict[str, Tensor]) -> str:
-    """Which model a CAT-Seg state dict belongs to, in words, with its configs."""
+    """Return which model a CAT-Seg state dict belongs to, in words, with its configs."""
     year = generation(state)
     proj = state.get(CLIP + "visual.proj")
     if proj is None:
@@ -167,7 +167,7 @@ def describe(state: dict[str, Tensor]) -> str:
 
 
 def published_name(state: dict[str, Tensor]) -> str | None:
-    """The published model that a CAT-Seg state dict has the sizes of, such as "large-2024"."""
+    """Return the published model of the same sizes as a state dict, such as "large-2024"."""
     state = from_released(state)
     year, proj = generation(state), state.get(CLIP + "visual.proj")
     if year is None or proj is None:

@@ -125,7 +125,7 @@ def save_picture(path: str | Path, picture: Image.Image) -> Path:
 
 
 def _present(labels: np.ndarray, count: int) -> tuple[list[int], np.ndarray]:
-    """The classes that occur, largest first, and (H, W) int32 indices into them, -1 elsewhere."""
+    """Return the classes that occur, largest first, and (H, W) int32 indices into them, or -1."""
     inside = np.where((labels >= 0) & (labels < count), labels, count).astype(np.int64)
     counts = np.bincount(inside.ravel(), minlength=count + 1)[:count]
     indices = [int(i) for i in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]]
@@ -290,7 +290,7 @@ def _draw_pill(
 def _mean_colors(
     overlay: np.ndarray, labels: np.ndarray, colors: np.ndarray, opacity: float
 ) -> np.ndarray:
-    """The mean colour of each class as it is seen, and last that of the unlabelled pixels.
+    """Return the mean colour of each class as it is seen, and last that of the unlabelled pixels.
 
     Returns:
         (T + 1, 3) uint8, RGB.
@@ -382,7 +382,7 @@ def _side_by_side(parts: Sequence[Image.Image], gap: int) -> Image.Image:
 
 
 def _text(name: str, index: int) -> str:
-    """What is written for a class: its name, or its number where no font has the characters."""
+    """Return what is written for a class: its name, or its number where no font has that."""
     name = " ".join(name.split())
     name = "".join(c for c in name if unicodedata.category(c) != "Cc")
     if not name or not can_draw(name):

@@ -61,7 +61,7 @@ def can_draw(text: str) -> bool:
 
 @lru_cache(maxsize=2048)
 def _draw(text: str, size: int) -> tuple[Image.Image, Image.Image | None]:
-    """The letters' opacity, and the emoji in their own colours if there are any."""
+    """Return the letters' opacity, and the emoji in their own colours if there are any."""
     height = round(1.35 * size)
     pieces = [_draw_run(run, path, size, height) for run, path in _runs(text)]
     width = max(1, sum(mask.width for mask, _ in pieces))
@@ -117,7 +117,7 @@ def _runs(text: str) -> list[tuple[str, str]]:
 
 @cache
 def _font_of(character: str) -> str | None:
-    """The path of a font that has a character, None if there is none."""
+    """Return the path of a font that has a character, None if there is none."""
     words = _script(character).lower().split()
     paths = sorted(_system_fonts(), key=lambda path: not any(w in path.lower() for w in words))
     return next((path for path in (_DEFAULT, *paths) if _has(path, character)), None)
@@ -125,7 +125,7 @@ def _font_of(character: str) -> str | None:
 
 @cache
 def _system_fonts() -> tuple[str, ...]:
-    """The fonts of this machine, upright sans-serif ones first."""
+    """Return the fonts of this machine, upright sans-serif ones first."""
     suffixes = (".ttf", ".otf", ".ttc")
     found = (
         os.path.join(folder, name)

@@ -67,7 +67,7 @@ class PublishedModel:
         return "  ".join(cell for cell in self._cells() if cell != "-")
 
     def _cells(self) -> tuple[str, ...]:
-        """What the table shows, in the order of `_HEADER`."""
+        """Return what the table shows, in the order of `_HEADER`."""
         ade = self.miou.get(_ADE150)
         return (
             self.name,
@@ -190,7 +190,7 @@ def resolve(source: str | Path) -> Source:
 
 
 def _local(path: Path) -> Source | None:
-    """The model of a path on this machine; None if there is nothing."""
+    """Return the model of a path on this machine; None if there is nothing."""
     try:
         path = path.expanduser()
         if path.is_dir():
@@ -216,7 +216,7 @@ def _lacking(folder: Path) -> str:
 
 
 def _snapshot(repository: str, revision: str | None) -> Path:
-    """The saved model of a repository on the hub, in the hub's cache."""
+    """Return the saved model of a repository on the hub, in the hub's cache."""
     try:
         files = [*SAVED_FILES, "README.md"]
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=files))

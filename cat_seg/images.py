@@ -189,7 +189,7 @@ def _expand(inputs: Iterable[str | Path]) -> list[tuple[Path, Path]]:
 
 
 def _matches(path: Path) -> Iterator[tuple[Path, Path]]:
-    """What a path or glob stands for, and the folder that outputs are named relative to."""
+    """Return what a path or glob stands for, and the folder that outputs are named relative to."""
     if os.path.lexists(path) or not glob.has_magic(str(path)):
         yield path, path if os.path.isdir(path) else path.parent
         return
@@ -216,7 +216,7 @@ def _images_in(folder: Path) -> Iterator[Path]:
 
 
 def _owners(folder: Path) -> dict[str, set[str]]:
-    """Which files of a folder may claim an output name: by their names, images also by stem."""
+    """Return which files may claim an output name: by their names, images also by stem."""
     owners: dict[str, set[str]] = {}
     try:
         names = [entry.name for entry in os.scandir(folder) if not entry.is_dir()]
@@ -412,5 +412,5 @@ def _to_8_bit(values: np.ndarray) -> np.ndarray:
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
-    """Values as float64; 0 for what is negative or no number."""
+    """Return values as float64; 0 for what is negative or no number."""
     return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(0.0)

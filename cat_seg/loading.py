@@ -68,8 +68,11 @@ def load_state(model: nn.Module, state: dict[str, Tensor], clip_weights: str = "
 
 
 def _may_be_fresh(key: str, state: dict[str, Tensor]) -> bool:
-    """Whether a missing tensor may keep its initial value: another part of the model's than the
-    file's, or the norm of an output, which pretrained backbones do not have."""
+    """Tell whether a missing tensor may keep its initial value.
+
+    It belongs to another part of the model than the file does, or to the norm of an output, which
+    pretrained backbones do not have.
+    """
     if key.startswith(CLIP):
         return not holds_clip(state)
     if generation(state):

@@ -169,7 +169,7 @@ class CATSeg(nn.Module):
     def encode_crops(
         self, clip_images: Tensor, backbone_images: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Features and guidance of normalized images.
+        """Return features and guidance of normalized images.
 
         Returns:
             (B, D, H, W) dense CLIP features, and maps of H x W, 2 H x 2 W and 4 H x 4 W.
@@ -377,7 +377,7 @@ class EncodedPicture:
 
 
 def best_device(asked: str = "") -> torch.device:
-    """The device that is asked for, or the best that this machine has.
+    """Return the device that is asked for, or the best that this machine has.
 
     Raises:
         CATSegError: if it is no device, or not there.

@@ -123,7 +123,7 @@ class ModelConfig:
 
 
 def published_config(name: str) -> ModelConfig:
-    """The architecture of a published model, such as "large-2024".
+    """Return the architecture of a published model, such as "large-2024".
 
     Raises:
         CATSegError: if there is none of that name.

@@ -100,12 +100,12 @@ def is_light(color: Sequence[float] | np.ndarray) -> bool:
 
 
 def _hue(key: str) -> tuple[int, int, int] | None:
-    """The colour that a name says, as in "red striped star"."""
+    """Return the colour that a name says, as in "red striped star"."""
     return next((_HUES[word] for word in key.split() if word in _HUES), None)
 
 
 def _choices(key: str) -> np.ndarray:
-    """Indices into the table that a name may get, its own first."""
+    """Return indices into the table that a name may get, its own first."""
     generator = np.random.default_rng(_hash(key))
     hue = _hue(key)
     if hue is None:
@@ -125,7 +125,7 @@ def _to_lab(colors: np.ndarray) -> np.ndarray:
 
 @cache
 def _table() -> tuple[np.ndarray, np.ndarray]:
-    """The colours, RGB (N, 3) uint8, and in CIELAB (N, 3)."""
+    """Return the colours, RGB (N, 3) uint8, and in CIELAB (N, 3)."""
     levels = np.linspace(0, 255, 24).astype(np.uint8)
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     lab = _to_lab(candidates)

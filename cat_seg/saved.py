@@ -108,7 +108,7 @@ def save_description(model: CATSeg, folder: Path) -> None:
 
 
 def _card(model: CATSeg) -> str:
-    """The model card, in Markdown."""
+    """Return the model card, in Markdown."""
     lines = [f"# {model.card['name'] or 'CAT-Seg'}", ""]
     lines += ["A CAT-Seg model (https://arxiv.org/abs/2303.11797).", ""]
     for key, value in model.card.items():

@@ -448,7 +448,7 @@ class Segmentation:
         return self.labels.shape[0], self.labels.shape[1]
 
     def _counts(self) -> np.ndarray:
-        """Pixels of each class, (T,)."""
+        """Return pixels of each class, (T,)."""
         known = self.labels[(self.labels >= 0) & (self.labels < len(self.classes))]
         return np.bincount(known, minlength=len(self.classes))
 
@@ -457,12 +457,12 @@ class Segmentation:
         return [i for i, name in enumerate(self.classes) if _key(name) in keys]
 
     def _shown(self) -> list[int]:
-        """The classes that occur, without background words."""
+        """Return the classes that occur, without background words."""
         background = set(self._background_indices())
         return [int(i) for i in np.flatnonzero(self._counts()) if int(i) not in background]
 
     def _mean_scores(self) -> dict[str, float | None]:
-        """The mean score of each class that occurs, by name."""
+        """Return the mean score of each class that occurs, by name."""
         known = (self.labels >= 0) & (self.labels < len(self.classes))
         count = len(self.classes)
         sums = np.bincount(self.labels[known], self.scores[known], count)
@@ -581,7 +581,7 @@ def _key(name: str) -> str:
 
 
 def _number(value: float) -> float | None:
-    """A number for JSON, which has no NaN."""
+    """Return a number for JSON, which has no NaN."""
     return None if np.isnan(value) else round(float(value), 4)
 
 

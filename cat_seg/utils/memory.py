@@ -51,7 +51,7 @@ def reset_peak() -> bool:
 
 
 def peak_bytes() -> int:
-    """The most memory held since `reset_peak`, or the process's start; 0 where unknown."""
+    """Return the most memory held since `reset_peak`, or the process's start; 0 where unknown."""
     return _status("VmHWM")
 
 

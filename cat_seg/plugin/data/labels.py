@@ -8,7 +8,7 @@ from cat_seg.label_rules import LabelRule
 
 
 def label_rule(name: str, num_classes: int | None) -> LabelRule:
-    """The rule of a data set: the one in its metadata ("label_rule"), else what all others mean.
+    """Return the rule of a data set: its metadata's ("label_rule"), else what all others mean.
 
     Args:
         name: registered with detectron2.

@@ -228,7 +228,7 @@ def _counts(values: np.ndarray) -> dict[int, int]:
 
 
 def _colors(pair: Pair) -> list[int]:
-    """The colours of a label map that is a picture in colour, if they are few."""
+    """Return the colours of a label map that is a picture in colour, if they are few."""
     try:
         found = np.unique(read_colors(pair.label))
     except CATSegError:

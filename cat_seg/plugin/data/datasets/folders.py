@@ -191,7 +191,7 @@ def register_folders(cfg: CfgNode, base: Path | None = None) -> None:
 
 
 def _vocabulary(classes: Any, base: Path | None) -> Vocabulary:
-    """Names from a list, a file, or a published list by its name."""
+    """Return names from a list, a file, or a published list by its name."""
     if not isinstance(classes, str | Path):
         return Vocabulary.parse(classes)
     place = _path(classes, base)
@@ -201,7 +201,7 @@ def _vocabulary(classes: Any, base: Path | None) -> Vocabulary:
 
 
 def _path(path: Any, base: Path | None) -> Path:
-    """A user's path: relative to the working directory, or else to the YAML that names it."""
+    """Return a user's path: relative to the working directory, else to the YAML that names it."""
     place = Path(path).expanduser()
     if base is not None and not place.exists() and (base / place).exists():
         return base / place
