@@ -221,7 +221,7 @@ def generation_settings(cfg: CfgNode) -> dict[str, Any]:
 
 
 def model_config(cfg: CfgNode) -> ModelConfig:
-    """Return the architecture that a config describes: the one mapping from keys to the library.
+    """The architecture that a config describes: the one mapping from keys to the library.
 
     Raises:
         CATSegError: if a value is none that the library knows.
@@ -277,7 +277,7 @@ def model_config(cfg: CfgNode) -> ModelConfig:
 
 
 def inference_plan(cfg: CfgNode) -> InferencePlan:
-    """Return how a config asks for inference to be done.
+    """How a config asks for inference to be done.
 
     Raises:
         ValueError: if the tiles do not fit, or the precision is unknown.
@@ -297,7 +297,7 @@ def inference_plan(cfg: CfgNode) -> InferencePlan:
 
 
 def swin_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Return the arguments of `SwinTransformer` in MODEL.SWIN."""
+    """The arguments of `SwinTransformer` in MODEL.SWIN."""
     swin = cfg.MODEL.SWIN
     return {
         "embed_dim": swin.EMBED_DIM,
@@ -365,7 +365,7 @@ def load_config(
 
 
 def _like_it(problem: str, cfg: CfgNode) -> str:
-    """Return a hint where the problem is a key that does not exist: the one most like it."""
+    """A hint where the problem is a key that does not exist: the one most like it."""
     if not (unknown := re.search(r"Non-existent (?:config )?key: (\S+)", problem)):
         return ""
     near = difflib.get_close_matches(unknown[1], _keys(cfg), n=1)
