@@ -19,6 +19,7 @@ from cat_seg.label_maps import read_colors, read_label_map
 
 _TABLE = 1 << 16  # values that are looked up in a table; others one by one
 IGNORED = -1  # the class of pixels that belong to none
+NOTHING = -1000  # in training, the label of pixels that teach nothing; a stray -1 stays a mistake
 
 
 @dataclass(frozen=True)

@@ -9,27 +9,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cat_seg.label_rules import NOTHING
+
 
 def mask_bce(logits: Tensor, targets: Tensor, ignore_value: int = 255) -> Tensor:
     """Binary cross entropy of every class at every pixel.
 
-    An ignored pixel counts as one of no class, as in the released models; it is not left out. The
-    sum over one-hot targets y of softplus(x) - x y needs no one-hot volume: x is gathered at the
-    labels.
+    An ignored pixel counts as one of no class, as in the released models; it is not left out. One
+    that is labelled NOTHING is. The sum over one-hot targets y of softplus(x) - x y needs no
+    one-hot volume: x is gathered at the labels.
 
     Args:
         logits: (B, T, h, w); resized to the targets (bilinear, align_corners False).
-        targets: (B, H, W) int64, 0..T-1 or `ignore_value`.
+        targets: (B, H, W) int64, 0..T-1, `ignore_value` or NOTHING.
         ignore_value: label of pixels without a class.
 
     Returns:
-        the mean over all B T H W entries.
+        the mean over the T entries of each pixel that teaches; 0 if there is none.
 
     Raises:
-        ValueError: for a label outside 0..T-1 that is not `ignore_value`.
+        ValueError: for any other label.
     """
     T = logits.shape[1]
-    here = targets != ignore_value
+    taught = targets != NOTHING
+    here = taught & (targets != ignore_value)
     if bool(((targets < 0) | (targets >= T))[here].any()):
         wrong = sorted(set(targets[here].unique().tolist()) - set(range(T)))
         raise ValueError(
@@ -39,4 +42,8 @@ def mask_bce(logits: Tensor, targets: Tensor, ignore_value: int = 255) -> Tensor
         )
     logits = F.interpolate(logits.float(), targets.shape[-2:], mode="bilinear", align_corners=False)
     at_label = logits.gather(1, torch.where(here, targets, 0)[:, None])[:, 0]
-    return (F.softplus(logits).sum() - torch.where(here, at_label, 0).sum()) / logits.numel()
+    every = F.softplus(logits)
+    if not bool(taught.all()):
+        every = every * taught[:, None]
+    count = T * max(1, int(taught.sum()))
+    return (every.sum() - torch.where(here, at_label, 0).sum()) / count

@@ -21,7 +21,7 @@ from cat_seg.modeling.losses import mask_bce
 from cat_seg.modeling.predictor import CATSegPredictor, SegmentationHead
 from cat_seg.modeling.text_embedding import VocabularyCache, default_cache_dir
 from cat_seg.plugin.config import generation_settings, model_config
-from cat_seg.plugin.data.vocabulary import vocabulary_of
+from cat_seg.plugin.data.vocabulary import training_vocabulary, vocabulary_of
 from cat_seg.vocabulary import parse_vocabulary
 
 
@@ -86,7 +86,7 @@ class CATSegHead(SegmentationHead):
         published = "" if head.CLIP_PRETRAINED.endswith(".json") else head.CLIP_PRETRAINED
         return {
             "predictor": predictor,
-            "train_names": vocabulary_of(head.TRAIN_CLASS_JSON, cfg.DATASETS.TRAIN),
+            "train_names": training_vocabulary(head.TRAIN_CLASS_JSON, cfg.DATASETS.TRAIN).names,
             "test_names": vocabulary_of(head.TEST_CLASS_JSON, cfg.DATASETS.TEST),
             "ignore_value": head.IGNORE_VALUE,
             "train_text": train_text,
@@ -127,13 +127,21 @@ class CATSegHead(SegmentationHead):
         return self.predictor(features, guidance, self.text_features(), batch)
 
     def losses(
-        self, features: Tensor, guidance: Sequence[Tensor], targets: Tensor
+        self,
+        features: Tensor,
+        guidance: Sequence[Tensor],
+        targets: Tensor,
+        classes: Sequence[Tensor | None] = (),
     ) -> dict[str, Tensor]:
         """The training loss.
 
+        An image teaches only the classes that its data set has, and each image counts the same.
+
         Args:
             features, guidance: see `CATSegPredictor.forward`.
-            targets: (B, h, w) int64 labels in the training vocabulary, or `ignore_value`.
+            targets: (B, h, w) int64 labels, or `ignore_value`, or NOTHING; see `mask_bce`.
+            classes: of each image the classes of the training vocabulary into which its labels
+                count; None, or left out, for all.
 
         Returns:
             "loss_sem_seg", a scalar.
@@ -141,7 +149,13 @@ class CATSegHead(SegmentationHead):
         logits = self(features, guidance)
         every = torch.arange(len(self.names), device=features.device)
         dense = torch.stack([image.of(every) for image in logits])
-        return {"loss_sem_seg": mask_bce(dense, targets, self.ignore_value)}
+        if all(some is None for some in classes):
+            return {"loss_sem_seg": mask_bce(dense, targets, self.ignore_value)}
+        losses = [
+            mask_bce(image[None, every if some is None else some], labels[None], self.ignore_value)
+            for image, labels, some in zip(dense, targets, classes, strict=True)
+        ]
+        return {"loss_sem_seg": torch.stack(losses).mean()}
 
 
 def _check_widths(cfg: CfgNode, predictor: CATSegPredictor, channels: Sequence[int]) -> None:

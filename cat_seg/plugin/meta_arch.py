@@ -122,7 +122,8 @@ class CATSeg(model.CATSeg):
 
         Args:
             batched_inputs: of each image "image", (3, h, w) RGB in 0..255; in training "sem_seg",
-                (h, w) int64 labels; else optionally "height" and "width" of the result.
+                (h, w) int64 labels, and optionally "classes", see `CATSegHead.losses`; else
+                optionally "height" and "width" of the result.
 
         Returns:
             in training {"loss_sem_seg"}; else of each image "sem_seg", (T, height, width)
@@ -159,7 +160,8 @@ class CATSeg(model.CATSeg):
             ]
         )
         features, guidance = self.encode_crops(clip_images, backbone_images)
-        return self.head.losses(features, guidance, labels)
+        classes = [one.get("classes") for one in batched_inputs]
+        return self.head.losses(features, guidance, labels, classes)
 
     @torch.no_grad()
     def segment(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from cat_seg.label_rules import NOTHING
 from cat_seg.modeling.losses import mask_bce
 
 
@@ -21,6 +22,16 @@ def test_loss_is_binary_cross_entropy_over_every_entry():
     torch.testing.assert_close(loss, expected)
     actual = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(actual, torch.autograd.grad(expected, logits))
+
+
+def test_pixels_that_teach_nothing_are_left_out():
+    logits = torch.randn(1, 4, 3, 6).requires_grad_()
+    targets = torch.randint(0, 4, (1, 3, 6))
+    targets[..., 0] = 255
+    expected = mask_bce(logits[..., :4], targets[..., :4])
+    targets[..., 4:] = NOTHING
+    torch.testing.assert_close(mask_bce(logits, targets), expected)
+    assert mask_bce(logits, torch.full_like(targets, NOTHING)) == 0
 
 
 @pytest.mark.parametrize("wrong", [4, -1])

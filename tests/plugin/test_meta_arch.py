@@ -21,6 +21,7 @@ from cat_seg.loading import load_state
 from cat_seg.model import CATSeg as CATSegLibrary
 from cat_seg.modeling.aggregator.correlation import correlate
 from cat_seg.modeling.chunks import _DIVISOR
+from cat_seg.modeling.losses import mask_bce
 from cat_seg.plugin import CATSeg
 from tests import plain
 from tests.golden import GOLDEN, load_golden
@@ -400,6 +401,35 @@ def test_recomputed_activations_give_the_same_gradients(name: str, tmp_path):
         model(batch)["loss_sem_seg"].backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-3)
+
+
+def test_an_image_teaches_the_classes_of_its_data_set_alone(name: str, tmp_path):
+    """And a data set that has all of them teaches as it does alone."""
+    run = load_golden(name).training
+    model = golden_model(name, tmp_path).train()
+    images = [
+        {"image": image, "sem_seg": labels.long()}
+        for image, labels in zip(run["images"], run["labels"], strict=True)
+    ]
+    every = torch.arange(len(model.class_names))
+    plain = model(images)["loss_sem_seg"]
+    torch.testing.assert_close(
+        model([i | {"classes": every} for i in images])["loss_sem_seg"], plain
+    )
+    some = every[[2, 0]]
+    for image in images:
+        image["sem_seg"][image["sem_seg"] > 1] = 255  # labels count into `some`
+    seen: list[Tensor] = []
+    hook = model.predictor.register_forward_hook(
+        lambda _module, _inputs, output: seen.extend(image.of(every) for image in output)
+    )
+    loss = model([images[0] | {"classes": some}, images[1] | {"classes": every}])["loss_sem_seg"]
+    hook.remove()
+    expected = [
+        mask_bce(logits[None, classes], image["sem_seg"][None])
+        for logits, classes, image in zip(seen, (some, every), images, strict=True)
+    ]
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
 
 
 def test_labels_are_padded_as_their_images(model: CATSeg, monkeypatch: pytest.MonkeyPatch):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
@@ -16,12 +17,28 @@ from torch.nn import functional as F
 
 from cat_seg import images
 from cat_seg.errors import CATSegError
-from cat_seg.label_rules import IGNORED, LabelRule
+from cat_seg.label_rules import IGNORED, NOTHING, LabelRule
 from cat_seg.plugin.data.color_jitter import SSDColorJitter
 from cat_seg.plugin.data.labels import label_rule
-from cat_seg.plugin.data.vocabulary import dataset_names
+from cat_seg.plugin.data.vocabulary import training_vocabulary
 
 IMAGE_PADDING = 128  # mid-grey
+
+
+@dataclass(frozen=True)
+class TrainingLabels:
+    """What the labels of one of the training data sets mean.
+
+    Attributes:
+        rule: from the values of its label maps to its classes.
+        classes: the class of the training that each of its own is; None if they are the same.
+        teaches_nothing: whether a pixel of no class teaches nothing, instead of that it shows none
+            of the classes.
+    """
+
+    rule: LabelRule
+    classes: tuple[int, ...] | None = None
+    teaches_nothing: bool = False
 
 
 class SemanticSegmentationMapper(DatasetMapper):
@@ -38,7 +55,7 @@ class SemanticSegmentationMapper(DatasetMapper):
         augmentations: list[Any],
         image_format: str,
         ignore_label: int,
-        rules: Mapping[str, LabelRule],
+        datasets: Mapping[str, TrainingLabels],
         size_divisibility: int,
     ) -> None:
         """Set what happens to an image.
@@ -47,33 +64,39 @@ class SemanticSegmentationMapper(DatasetMapper):
             augmentations: of detectron2, applied in order.
             image_format: "RGB" or "BGR".
             ignore_label: label of pixels that belong to no class, also used for padding.
-            rules: what the labels of each data set mean; a sample that names no "dataset" is of
-                the first.
+            datasets: what the labels of each data set mean; a sample that names no "dataset" is
+                of the first.
             size_divisibility: images are padded to multiples of this, in pixels; -1 for none.
         """
         super().__init__(True, augmentations=augmentations, image_format=image_format)
         self.ignore_label = ignore_label
-        self.rules = dict(rules)
+        self.datasets = dict(datasets)
         self.size_divisibility = size_divisibility
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read INPUT, IGNORE_VALUE, and the labels' meaning in DATASETS.TRAIN."""
         ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-        rules = {}
-        for name in cfg.DATASETS.TRAIN:
-            names = dataset_names(name)
-            rules[name] = label_rule(name, None if names is None else len(names))
-            if names is not None and 0 <= ignore_label < len(names):
+        names = training_vocabulary(cfg.MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON, cfg.DATASETS.TRAIN)
+        datasets = {}
+        for name, classes in zip(cfg.DATASETS.TRAIN, names.classes, strict=True):
+            every = classes == list(range(len(names.names)))
+            datasets[name] = TrainingLabels(
+                rule=label_rule(name, len(classes)),
+                classes=None if every else tuple(classes),
+                teaches_nothing=MetadataCatalog.get(name).get("unlabelled") == "nothing",
+            )
+            if 0 <= ignore_label < len(classes):
                 raise CATSegError(
                     f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_label}, but that is also the "
-                    f"label of {names[ignore_label]!r} in {name}; set it to {len(names)} or more."
+                    f"label of {names.names[classes[ignore_label]]!r} in {name}; set it to "
+                    f"{len(classes)} or more."
                 )
         return {
             "augmentations": build_augmentations(cfg, ignore_label),
             "image_format": cfg.INPUT.FORMAT,
             "ignore_label": ignore_label,
-            "rules": rules,
+            "datasets": datasets,
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
         }
 
@@ -86,15 +109,17 @@ class SemanticSegmentationMapper(DatasetMapper):
 
         Returns:
             The entry, with "image" (3, H, W) uint8, "sem_seg" (H, W) int64, "height" and "width" of
-            the image as stored.
+            the image as stored. Where its data set has not all classes of the training, "classes"
+            (K,) int64 are those that it has, into which "sem_seg" counts.
 
         Raises:
             ValueError: if a file cannot be read, or the labels have another size than the image or
                 are out of range.
         """
         sample = dict(dataset_dict)
+        dataset = self.datasets[sample.get("dataset") or next(iter(self.datasets))]
         image = read_sample_image(sample, self.image_format)
-        labels = self._read_labels(sample, image.shape[:2])
+        labels = self._read_labels(sample, dataset.rule, image.shape[:2])
         augmented = T.AugInput(image, sem_seg=labels)
         self.augmentations(augmented)
         pixels = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
@@ -104,12 +129,17 @@ class SemanticSegmentationMapper(DatasetMapper):
             bottom, right = (-side % self.size_divisibility for side in targets.shape)
             pixels = F.pad(pixels, (0, right, 0, bottom), value=IMAGE_PADDING)
             targets = F.pad(targets, (0, right, 0, bottom), value=self.ignore_label)
+        if dataset.teaches_nothing:
+            targets[targets == self.ignore_label] = NOTHING
+        if dataset.classes is not None:
+            sample["classes"] = torch.tensor(dataset.classes)
         return sample | {"image": pixels, "sem_seg": targets}
 
-    def _read_labels(self, sample: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    def _read_labels(
+        self, sample: dict[str, Any], rule: LabelRule, size: tuple[int, int]
+    ) -> np.ndarray:
         file_name = sample["sem_seg_file_name"]
-        dataset = sample.get("dataset") or next(iter(self.rules))
-        labels = self.rules[dataset].read(file_name)
+        labels = rule.read(file_name)
         if labels.shape != size:
             raise CATSegError(
                 f"{file_name} has shape {labels.shape}, but its image {sample['file_name']} is "

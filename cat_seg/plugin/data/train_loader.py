@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -13,9 +14,11 @@ from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 
+from cat_seg.errors import CATSegError
 from cat_seg.plugin.data.dataset_mapper import build_train_mapper
+from cat_seg.plugin.data.sampler import MixedSampler
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ class TrainingStream(IterableDataset):
         batch_size: int,
         seed: int,
         max_bad_images: int,
+        shares: Sequence[tuple[int, float]] = (),
     ) -> None:
         """Set up a stream that starts at position 0.
 
@@ -51,11 +55,14 @@ class TrainingStream(IterableDataset):
             batch_size: samples that one worker reads for a batch.
             seed: of the order; the same on all ranks.
             max_bad_images: different entries that may be left out.
+            shares: of each data set among the entries, in their order, how many there are and the
+                weight by which it is drawn; () draws all entries alike.
         """
         self.entries = entries
         self.mapper = mapper
         self.batch_size = batch_size
         self.max_bad_images = max_bad_images
+        self.shares = tuple(shares)
         self.seek(seed, 0)
         self.bad = torch.zeros(len(entries), dtype=torch.bool).share_memory_()  # by all workers
 
@@ -63,7 +70,10 @@ class TrainingStream(IterableDataset):
         """Go to a position of the order of a seed; takes effect on the next iteration."""
         self.seed = seed
         self.start = start
-        self.sampler = TrainingSampler(len(self.entries), seed=seed)
+        self.sampler: Sampler[int] = TrainingSampler(len(self.entries), seed=seed)
+        if self.shares:
+            sizes, weights = zip(*self.shares, strict=True)
+            self.sampler = MixedSampler(sizes, weights, seed)
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield the samples of this worker.
@@ -124,16 +134,14 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
             f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; only "
             "'TrainingSampler' can resume."
         )
+    sets = {name: get_detection_dataset_dicts(name) for name in cfg.DATASETS.TRAIN}
     stream = TrainingStream(
-        [
-            entry | {"dataset": name}
-            for name in cfg.DATASETS.TRAIN
-            for entry in get_detection_dataset_dicts(name)
-        ],
+        [entry | {"dataset": name} for name, entries in sets.items() for entry in entries],
         build_train_mapper(cfg),
         batch_size=batch_size,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         max_bad_images=cfg.SOLVER.MAX_BAD_IMAGES,
+        shares=_shares(cfg, [len(entries) for entries in sets.values()]),
     )
     return DataLoader(
         stream,
@@ -144,6 +152,25 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
         # Opening the loader leaves the global random state alone, so that a resumed run keeps it.
         generator=torch.Generator().manual_seed(stream.seed + comm.get_rank()),
     )
+
+
+def _shares(cfg: CfgNode, sizes: Sequence[int]) -> list[tuple[int, float]]:
+    """Pair the sizes of the data sets with DATASETS.TRAIN_WEIGHTS.
+
+    Raises:
+        CATSegError: if there is not one positive weight for each of several.
+    """
+    weights = list(cfg.DATASETS.TRAIN_WEIGHTS)
+    if not weights:
+        return []
+    if len(weights) != len(sizes) or not all(
+        isinstance(weight, int | float) and 0 < weight < math.inf for weight in weights
+    ):
+        raise CATSegError(
+            f"DATASETS.TRAIN_WEIGHTS is {weights}; expected a positive number for each of the "
+            f"{len(sizes)} data sets of DATASETS.TRAIN."
+        )
+    return list(zip(sizes, weights, strict=True))
 
 
 def _seed_worker(worker_id: int) -> None:

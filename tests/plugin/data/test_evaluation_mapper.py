@@ -12,7 +12,7 @@ from PIL import Image
 
 from cat_seg import images
 from cat_seg.label_rules import LabelRule
-from cat_seg.plugin.data.dataset_mapper import SemanticSegmentationMapper
+from cat_seg.plugin.data.dataset_mapper import SemanticSegmentationMapper, TrainingLabels
 from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
 
 
@@ -57,7 +57,7 @@ def test_one_file_is_one_array_everywhere(cfg: CfgNode, tmp_path: Path) -> None:
         augmentations=[],
         image_format="RGB",
         ignore_label=255,
-        rules={"data": LabelRule(1)},
+        datasets={"data": TrainingLabels(LabelRule(1))},
         size_divisibility=-1,
     )
     for name in ("16.png", "float.tif", "alpha.png"):
