@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from cat_seg.cli.terminal import printable
 from cat_seg.errors import CATSegError
 
+FORMATS = ("coco-panoptic", "coco-instances", "labelme", "voc", "cityscapes")
+
 if TYPE_CHECKING:
     from cat_seg.plugin.data.datasets.page import DataPage
 
@@ -40,6 +42,25 @@ def check(args: argparse.Namespace) -> int:
         write_page(Path(args.html), pages)
         print(f"Pictures: {printable(str(Path(args.html).absolute()))}")
     return 1 if any(page.census.problems for page in pages) else 0
+
+
+def import_(args: argparse.Namespace) -> int:
+    """Turn annotations into label maps, and print the entry that goes with them."""
+    from cat_seg.plugin.data.imports import import_labels
+    from cat_seg.vocabulary import Vocabulary
+
+    names = Vocabulary.read(args.classes).strings if args.classes else []
+    masks = Path(args.masks) if args.masks else None
+    summary, entry = import_labels(
+        args.format, Path(args.source), Path(args.output), masks=masks, names=names
+    )
+    for line in str(summary).splitlines():
+        print(printable(line))
+    print("\nFor DATASETS.FOLDERS, with the folder of your images:")
+    entry = {"NAME": Path(args.output).name, "IMAGES": "...", **entry}
+    pairs = (f"{key}: {json.dumps(value)}" for key, value in entry.items())
+    print(f"  - {{{', '.join(pairs)}}}")
+    return 1 if summary.wrong else 0
 
 
 def _pages(args: argparse.Namespace) -> list[DataPage]:
@@ -138,4 +159,12 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--html", default="", metavar="FILE", help="write a page with pictures")
     one.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE of the config")
     one.set_defaults(run=check)
+
+    other = commands.add_parser("import", help="turn another format into label maps")
+    other.add_argument("format", choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
+    other.add_argument("source", metavar="SOURCE", help="its JSON, or its folder")
+    other.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    other.add_argument("--masks", default="", metavar="DIR", help="PNGs of coco-panoptic")
+    other.add_argument("--classes", default="", metavar="FILE", help="names of voc's indices")
+    other.set_defaults(run=import_)
     return parser

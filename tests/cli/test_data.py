@@ -78,3 +78,15 @@ def test_mistakes_are_listed_beside_what_is_there(data, capsys):
 def test_what_cannot_be_checked_is_told(data, capsys, arguments, said):
     assert main(["data", "check", *arguments]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_import_prints_the_entry_that_goes_with_it(data, capsys):
+    Path("voc").mkdir()
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save("voc/a.png")
+    assert main(["data", "import", "voc", "voc", "--output", "made"]) == 0
+    said = capsys.readouterr().out
+    assert "voc -> made: 1 written, 0 kept" in said
+    assert 'IMAGES: "...", LABELS: "made/labels", CLASSES: "made/names.json"}' in said
+    Path("voc/b.png").write_bytes(b"x")
+    assert main(["data", "import", "voc", "voc", "--output", "made"]) == 1
+    assert "1 kept, 0 skipped, 1 wrong" in capsys.readouterr().out
