@@ -9,15 +9,19 @@ B images or crops, T classes, H and W pixels, K the side of a crop in pixels.
 from __future__ import annotations
 
 import logging
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from cat_seg.errors import CATSegError
+from cat_seg.modeling import fused
 from cat_seg.modeling.aggregator import ClassLogits
 from cat_seg.modeling.aggregator.aggregator import LEFT_OUT
 from cat_seg.modeling.chunks import chunk_length, may_be_smaller, smaller_chunks
@@ -32,6 +36,8 @@ logger = logging.getLogger(__name__)
 # Types of autocast by name.
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = {"float32": torch.float32, **AUTOCAST}
+# CUDA graphs that are kept of a function.
+GRAPHS = 4
 # Crops that the encoders take at once on a CPU, so that their weights are read less often. The
 # aggregator takes one: its volume is what needs memory.
 CPU_ENCODED_CROPS = 3
@@ -47,6 +53,8 @@ class InferencePlan:
         precision: of autocast, "float32" (none), "bf16" or "fp16".
         int8_encoders: quantise the encoders' linear layers, on CPU.
         compiled: run the encoders and the aggregator's blocks through `torch.compile`.
+        cuda_graphs: on CUDA, record the network once a size and replay it: the processor then
+            keeps up with the card. Takes memory of its own.
 
     Raises:
         CATSegError: if the precision is another.
@@ -57,6 +65,7 @@ class InferencePlan:
     precision: str = "float32"
     int8_encoders: bool = False
     compiled: bool = False
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -110,9 +119,15 @@ class Maps:
         scores = torch.tensor(LEFT_OUT, device=self.device).sigmoid().repeat(*self.size)
         labels = torch.zeros(self.size, dtype=torch.long, device=self.device)
         for chunk in self._chunks():
-            for index, maps in zip(chunk.tolist(), self.probabilities(chunk), strict=True):
-                labels.masked_fill_(maps > scores, index)
-                torch.maximum(scores, maps, out=scores)
+            maps = self.probabilities(chunk)
+            if self.device.type != "cpu":
+                best, index = maps.max(dim=0)
+                labels = torch.where(best > scores, chunk[index], labels)
+                torch.maximum(scores, best, out=scores)
+                continue
+            for index, one in zip(chunk.tolist(), maps, strict=True):  # faster than max on a CPU
+                labels.masked_fill_(one > scores, index)
+                torch.maximum(scores, one, out=scores)
         return labels, scores
 
     def _chunks(self) -> Sequence[Tensor]:
@@ -121,7 +136,8 @@ class Maps:
             if (found := self.aggregated)
             else torch.arange(self.num_classes, device=self.device)
         )
-        pixels = max(self.size[0] * self.size[1], len(self.logits) * self.side**2)
+        merged = 1 if fused.merge_applies(self.logits[0].values) else len(self.logits)
+        pixels = max(self.size[0] * self.size[1], merged * self.side**2)
         return classes.split(chunk_length(4 * pixels, self.device))
 
 
@@ -134,6 +150,11 @@ class Inference:
         self.crop_batch = plan.crop_batch
         self._divisor = 1  # of chunks, since memory ran out
         self._compiled: Callable[..., tuple[Tensor, list[Tensor]]] | None = None
+        self._encode_crops: Callable[..., Any] = self._encode
+        self._aggregate: Callable[..., Any] = self._predict
+        if plan.cuda_graphs:
+            self._encode_crops = CapturedFunction(self._encode)
+            self._aggregate = CapturedFunction(self._predict)
 
     def __reduce__(self) -> tuple[type[Inference], tuple[CATSeg, InferencePlan]]:
         return Inference, (self.model, self.plan)  # a copy of the model gets one of its own
@@ -185,6 +206,9 @@ class Inference:
         else:
             raise error
         logger.warning("Out of memory on %s; going on with smaller chunks.", device)
+        for function in (self._encode_crops, self._aggregate):
+            if isinstance(function, CapturedFunction):
+                function.forget()
         if device.type in ("cuda", "mps"):
             getattr(torch, device.type).empty_cache()
 
@@ -196,6 +220,9 @@ class Inference:
             self.model.predictor.transformer.compile_blocks()
             self._compiled = torch.compile(self.model.encode_crops)
         return self._compiled(clip, backbone)
+
+    def _predict(self, *arguments: Any) -> list[ClassLogits]:
+        return self.model.predictor(*arguments)  # type: ignore[no-any-return]
 
     def _settings(self) -> _Settings:
         return _Settings(self.plan, self.model.device, self._divisor)
@@ -209,7 +236,7 @@ class Inference:
         divisibility = 1 if tiles else model.config.size_divisibility
         with int8_linears(self.plan.int8_encoders):
             parts = [
-                self._encode(*model.normalize(crops[i : i + batch], divisibility))
+                self._encode_crops(*model.normalize(crops[i : i + batch], divisibility))
                 for i in range(0, len(crops), batch)
             ]
         features = torch.cat([part for part, _ in parts])
@@ -231,13 +258,12 @@ class Inference:
     def _aggregated(
         self, encoded: Sequence[EncodedImage], text: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> list[Maps]:
-        predictor = self.model.predictor
         features = torch.cat([one.features for one in encoded])
         guidance = [
             torch.cat(maps) for maps in zip(*(one.guidance for one in encoded), strict=True)
         ]
         cpu = self.model.device.type == "cpu"
-        logits = predictor(features, guidance, text, self.crop_batch or (1 if cpu else 0))
+        logits = self._aggregate(features, guidance, text, self.crop_batch or (1 if cpu else 0))
         each = len(logits) // len(encoded)
         crops = [logits[i * each : (i + 1) * each] for i in range(len(encoded))]
         return [
@@ -254,11 +280,68 @@ class Inference:
             maps = torch.stack([crop.of(classes) for crop in logits])
             if tiles is None:
                 return resize_without_padding(maps.sigmoid(), image.seen, image.canvas, size)[0]
-            maps = tiles.merge(resize(maps, tiles.kernel).sigmoid_())
+            if fused.merge_applies(maps):
+                maps = fused.merge(maps, tiles.corners, tiles.kernel, tiles.resolution)
+            else:
+                maps = tiles.merge(resize(maps, tiles.kernel).sigmoid_())
             return resize(maps[None], size)[0]
 
         side = tiles.resolution if tiles else 0
         return Maps(probabilities, logits, T, size, side, self.model.device)
+
+
+class CapturedFunction:
+    """A function that on CUDA is recorded as a graph for each size of its tensors, and replayed.
+
+    Safe to share between threads, which take turns. Results are copies: the graph's own memory is
+    written again by the next call.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._lock = threading.Lock()
+        self._graphs: OrderedDict[object, tuple[torch.cuda.CUDAGraph, list[Tensor], Any]]
+        self._graphs = OrderedDict()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Arguments and results are tensors, and lists and tuples of them, and what they hold."""
+        leaves, structure = tree_flatten(arguments)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if tensors[0].device.type != "cuda":
+            return self.function(*arguments)
+        key = (structure, *((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves))
+        with self._lock:
+            if key not in self._graphs:
+                self._graphs[key] = self._record(leaves, structure)
+                if len(self._graphs) > GRAPHS:
+                    self._graphs.popitem(last=False)
+            graph, inputs, results = self._graphs[key]
+            self._graphs.move_to_end(key)
+            for mine, given in zip(inputs, tensors, strict=True):
+                mine.copy_(given)
+            graph.replay()
+            return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, results)
+
+    def forget(self) -> None:
+        """Give back the memory of all graphs."""
+        with self._lock:
+            self._graphs.clear()
+
+    def _record(
+        self, leaves: list[Any], structure: TreeSpec
+    ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
+        mine = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        arguments = tree_unflatten(mine, structure)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is done once only must not be recorded
+            for _ in range(2):
+                self.function(*arguments)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = self.function(*arguments)
+        return graph, [leaf for leaf in mine if isinstance(leaf, Tensor)], results
 
 
 class _Settings:
@@ -269,7 +352,10 @@ class _Settings:
         half = dtype != torch.float32
         self._contexts = [
             torch.no_grad(),
-            torch.autocast(device.type, dtype, enabled=half) if half else None,
+            # A graph must not hold what the cache of autocast frees.
+            torch.autocast(device.type, dtype, cache_enabled=not plan.cuda_graphs)
+            if half
+            else None,
             smaller_chunks(divisor),
         ]
 

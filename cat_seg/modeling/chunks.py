@@ -18,7 +18,7 @@ from cat_seg.modeling.layers import may_overwrite
 
 # Bytes of the widest activation of one chunk: small enough for a CPU's caches, large enough to
 # fill a GPU. On a GPU also at most a share of what is free, since several such live at once.
-_CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20, "mps": 64 << 20}
+_CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30, "mps": 64 << 20}
 _SHARE_OF_FREE = 1 / 16
 _LEAST_CHUNK_BYTES = 1 << 20
 # By what chunks are divided in the calls within `smaller_chunks`, of this thread alone.
@@ -91,8 +91,8 @@ def map_chunks(
 ) -> Tensor:
     """Replace x by function(x), chunk by chunk along `dim`; `function` must keep the shape.
 
-    Without gradients x is overwritten, so that no second volume of its size exists; where x is in
-    half precision, the chunks are computed in float32. With gradients they are concatenated.
+    Without gradients x is overwritten, so that no second volume of its size exists. With gradients
+    the chunks are concatenated.
 
     Args:
         function: takes a chunk; in the backward pass again, if recomputed.
@@ -103,6 +103,6 @@ def map_chunks(
     chunks = x.split(length, dim)
     if may_overwrite():
         for chunk in chunks:
-            chunk.copy_(function(chunk.float()))
+            chunk.copy_(function(chunk))  # no copy of what is already there
         return x
     return torch.cat([checkpointed(function, p, recompute=recompute) for p in chunks], dim)

@@ -184,6 +184,9 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     # Compile the encoders and the aggregator's chunks with `torch.compile`: a minute at the start,
     # and then what it brings depends on the device.
     cfg.TEST.COMPILE = False
+    # Record the network as CUDA graphs and replay them, so that the processor keeps up with the
+    # card. Changes no result; takes memory of its own.
+    cfg.TEST.CUDA_GRAPHS = False
     # Keep the volume of a crop in half precision between the layers. Changes few labels.
     cfg.TEST.HALF_VOLUME = False
     # Return each pixel's class and its probability instead of every class's probability.
@@ -293,6 +296,7 @@ def inference_plan(cfg: CfgNode) -> InferencePlan:
         precision=cfg.TEST.PRECISION,
         int8_encoders=cfg.TEST.INT8_ENCODERS,
         compiled=cfg.TEST.COMPILE,
+        cuda_graphs=cfg.TEST.CUDA_GRAPHS,
     )
 
 

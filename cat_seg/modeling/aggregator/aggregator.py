@@ -23,7 +23,6 @@ from cat_seg.modeling.aggregator.class_aggregation import ClassAggregation
 from cat_seg.modeling.aggregator.correlation import correlate, most_similar_classes, unit_length
 from cat_seg.modeling.aggregator.decoder import DecoderBlock
 from cat_seg.modeling.aggregator.spatial_aggregation import SpatialAggregation
-from cat_seg.modeling.autocast import without_autocast
 from cat_seg.modeling.chunks import checkpointed, chunk_length, gather_chunks, map_chunks
 from cat_seg.modeling.layers import Linear, may_overwrite
 
@@ -279,7 +278,9 @@ class Aggregator(nn.Module):
     def embed(self, features: Tensor, text: Tensor) -> Tensor:
         """Correlation and first convolution: (B, H, W, D), (T, P, D) -> (B, T, H, W, C)."""
         cost = correlate(features, unit_length(text))  # (B, T, H, W, P)
-        x = self.conv1(rearrange(cost, "B T H W P -> (B T) P H W"))
+        # Permuted, and not rearranged: a map of one channel is channels-last by its strides alone.
+        cost = rearrange(cost, "B T H W P -> (B T) H W P").permute(0, 3, 1, 2)
+        x = self.conv1(cost)
         half = self.half_volume and may_overwrite()
         x = x.to(torch.float16 if half else torch.float32)
         return rearrange(x, "(B T) C H W -> B T H W C", B=len(features))
@@ -296,10 +297,8 @@ class Aggregator(nn.Module):
         second = self.decoder2.guide(maps[1], (4 * H, 4 * W)), self.decoder2.kernel()
 
         def chunk(x: Tensor) -> Tensor:
-            y = rearrange(x.float(), "B T H W C -> (B T) C H W")
-            y = self.decoder2(self.decoder1(y, *first), *second)
-            with without_autocast(y.device):  # half precision makes logits tie
-                y = self.head(y.float())
+            y = rearrange(x.float(), "B T H W C -> (B T) H W C").permute(0, 3, 1, 2)
+            y = self.decoder2.logits(self.decoder1(y, *first), *second, self.head)
             return rearrange(y, "(B T) 1 h w -> B T h w", B=len(x))
 
         chunks = x.split(length, dim=1)

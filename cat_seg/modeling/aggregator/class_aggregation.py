@@ -11,12 +11,14 @@ value, so that one of them is computed and weighted by their number.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cat_seg.modeling import fused
 from cat_seg.modeling.chunks import chunk_length, map_chunks
 from cat_seg.modeling.layers import Linear, add, linear, may_overwrite
 
@@ -67,16 +69,20 @@ class ClassAggregation(nn.Module):
         """
         B, T, H, W, C = x.shape
         guided = self.attention.guide(text)  # (T, 3 C) or (3 C,)
-        bytes_each = B * T * 4 * C * 4  # of the MLP at one position
+        pooling = self.pooling if self.training else self.test_pooling
+        fast = pooling == (1, 1) and self._fused_applies(x)
+        bytes_each = B * T * C * (6 if fast else 16)  # of q, k and v, or the MLP, at one position
 
-        def chunks(function, volume: Tensor) -> Tensor:
+        def chunks(function: Callable[[Tensor], Tensor], volume: Tensor) -> Tensor:
             length = chunk_length(bytes_each, x.device) if may_overwrite() else volume.shape[2]
             return map_chunks(function, volume, 2, length, recompute=recompute)
 
-        pooling = self.pooling if self.training else self.test_pooling
+        if fast:
+            dtype = fused.autocast_dtype(x.device)
+            return chunks(lambda p: self.fused(p, guided, dtype), x.flatten(2, 3)).view(x.shape)
         if pooling == (1, 1):
             x = x.flatten(2, 3)
-            return chunks(lambda p: add(p, self.branch(p, guided)), x).view(B, T, H, W, C)
+            return chunks(lambda p: add(p, self.branch(p.float(), guided)), x).view(B, T, H, W, C)
         pooled = F.avg_pool2d(rearrange(x.float(), "B T H W C -> (B T) C H W"), pooling)
         h = pooled.shape[-2]
         pooled = rearrange(pooled, "(B T) C h w -> B T (h w) C", B=B).contiguous()
@@ -84,6 +90,24 @@ class ClassAggregation(nn.Module):
         pooled = rearrange(pooled, "B T (h w) C -> (B T) C h w", h=h)
         branch = F.interpolate(pooled, (H, W), mode="bilinear", align_corners=True)
         return x + rearrange(branch, "(B T) C H W -> B T H W C", B=B)
+
+    def fused(self, x: Tensor, guided: Tensor, dtype: torch.dtype) -> Tensor:
+        """x + branch(x) by fused kernels, products in `dtype`, into x: (B, T, N, C)."""
+        attention = self.attention
+        guided = guided[:, None] if guided.dim() == 2 else guided  # the same at every position
+        copies, token, token_guidance = self._padding(x.shape[1])
+        pad = None
+        if token is not None and token_guidance is not None:
+            pad = attention.pad(token, token_guidance)
+        qkv = fused.norm_linear(x, self.norm1, attention.weight(), guided, dtype)
+        attended = fused.class_attention(qkv, attention.num_heads, pad, copies)
+        fc1, _, fc2 = self.MLP
+        assert isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear)
+        return fused.residual_mlp(x, attended, self.norm2, fc1, fc2)
+
+    def _fused_applies(self, x: Tensor) -> bool:
+        linear = self.attention.attention_type == "linear"
+        return linear and fused.applies(x, self.attention.num_heads)
 
     def branch(self, x: Tensor, guided: Tensor) -> Tensor:
         """(B, T, N, C) -> the same shape: attention and MLP, each with its residual."""
@@ -120,6 +144,15 @@ class GuidedClassAttention(nn.Module):
         k = linear(text, self.k.weight[:, C:], self.k.bias)
         return torch.cat([q, k, self.v.bias.to(q.dtype).expand_as(q)], dim=-1)
 
+    def weight(self) -> Tensor:
+        """Of q, k and v over x, (3 C, C)."""
+        C = self.v.in_features
+        return torch.cat([self.q.weight[:, :C], self.k.weight[:, :C], self.v.weight])
+
+    def pad(self, token: Tensor, guidance: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value of the padding token, (C,) each."""
+        return self.k(torch.cat([token, guidance])), self.v(token)
+
     def forward(
         self,
         x: Tensor,
@@ -137,18 +170,16 @@ class GuidedClassAttention(nn.Module):
             token: (C,), normalised.
             token_guidance: (G,)
         """
-        C = x.shape[-1]
-        weight = torch.cat([self.q.weight[:, :C], self.k.weight[:, :C], self.v.weight])
-        qkv = linear(x, weight).add_(guided)
+        qkv = linear(x, self.weight()).add_(guided)
         q, k, v = rearrange(
             qkv, "B N T (three heads d) -> three (B N) heads T d", three=3, heads=self.num_heads
         )
         pad: tuple[Tensor, Tensor] | None = None
         if copies and token is not None and token_guidance is not None:
-            pad_k = self.k(torch.cat([token, token_guidance]))
+            key, value = self.pad(token, token_guidance)
             pad = (
-                rearrange(pad_k, "(heads d) -> heads 1 d", heads=self.num_heads),
-                rearrange(self.v(token), "(heads d) -> heads 1 d", heads=self.num_heads),
+                rearrange(key, "(heads d) -> heads 1 d", heads=self.num_heads),
+                rearrange(value, "(heads d) -> heads 1 d", heads=self.num_heads),
             )
         attend = linear_attention if self.attention_type == "linear" else full_attention
         y = attend(q, k, v, pad, copies)

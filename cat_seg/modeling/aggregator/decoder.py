@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cat_seg.modeling import fused
+from cat_seg.modeling.autocast import without_autocast
+
 
 class DecoderBlock(nn.Module):
     """Twice the resolution, guided by a feature map of that resolution."""
@@ -77,9 +80,25 @@ class DecoderBlock(nn.Module):
             kernel: see `kernel`.
         """
         y = F.conv_transpose2d(x, kernel, stride=2, padding=1)  # (B T, M, 2 H, 2 W)
+        if fused.applies_to_map(y):
+            y = self.conv.second(fused.group_norm_relu(y, self.conv.norm(1), guided))
+            return fused.group_norm_relu(y, self.conv.norm(4))
         if len(guided) > 1:
             guided = guided.repeat_interleave(len(y) // len(guided), dim=0)
         return self.conv.finish(y.add_(guided))
+
+    def logits(self, x: Tensor, guided: Tensor, kernel: Tensor, head: nn.Conv2d) -> Tensor:
+        """`forward`, and behind it the 3 x 3 convolution to a logit: -> (B T, 1, 2 H, 2 W).
+
+        The head is computed in float32 under autocast too: half precision makes logits tie.
+        """
+        if fused.applies_to_map(x):
+            y = F.conv_transpose2d(x, kernel, stride=2, padding=1)
+            y = self.conv.second(fused.group_norm_relu(y, self.conv.norm(1), guided))
+            return fused.head(y, self.conv.norm(4), head)
+        y = self(x, guided, kernel)
+        with without_autocast(y.device):
+            return head(y.float())
 
 
 class DoubleConv(nn.Module):
@@ -102,6 +121,19 @@ class DoubleConv(nn.Module):
         first = self.double_conv[0]
         assert isinstance(first, nn.Conv2d)
         return first
+
+    @property
+    def second(self) -> nn.Conv2d:
+        """The second convolution."""
+        second = self.double_conv[3]
+        assert isinstance(second, nn.Conv2d)
+        return second
+
+    def norm(self, index: int) -> nn.GroupNorm:
+        """The norm at an index of the sequence, 1 or 4."""
+        norm = self.double_conv[index]
+        assert isinstance(norm, nn.GroupNorm)
+        return norm
 
     def finish(self, x: Tensor) -> Tensor:
         """Everything behind the first convolution."""

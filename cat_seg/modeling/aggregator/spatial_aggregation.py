@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cat_seg.modeling import fused
 from cat_seg.modeling.layers import Linear, add, gelu, linear
 
 
@@ -73,8 +74,21 @@ class SwinBlock(nn.Module):
         self.mlp = MLP(dim, 4 * dim)
 
     def forward(self, x: Tensor, guided: Tensor) -> Tensor:
+        if fused.applies(x, self.attn.num_heads):
+            return self.fused(x, guided, fused.autocast_dtype(x.device))
+        x = x.float()
         x = add(x, self.attn(self.norm1(x), guided))
         return add(x, self.mlp(self.norm2(x)))
+
+    def fused(self, x: Tensor, guided: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same by fused kernels, products in `dtype`, into x; see `cat_seg.modeling.fused`."""
+        attn, mlp = self.attn, self.mlp
+        rows, grid = x.flatten(2, 3), (x.shape[2], x.shape[3])
+        guided = guided.flatten(2, 3) if guided.dim() == 5 else guided
+        qkv = fused.norm_linear(rows, self.norm1, attn.weight(), guided, dtype)
+        attended = fused.region_attention(qkv, attn.regions, grid, attn.num_heads)
+        fused.residual_mlp(rows, attended, self.norm2, mlp.fc1, mlp.fc2, proj=attn.proj)
+        return x
 
 
 class GuidedRegionAttention(nn.Module):
@@ -100,11 +114,15 @@ class GuidedRegionAttention(nn.Module):
         k = linear(guidance, self.k.weight[:, C:], self.k.bias)
         return torch.cat([q, k, self.v.bias.to(q.dtype).expand_as(q)], dim=-1)[:, None]
 
+    def weight(self) -> Tensor:
+        """Of q, k and v over x, (3 C, C)."""
+        C = self.v.in_features
+        return torch.cat([self.q.weight[:, :C], self.k.weight[:, :C], self.v.weight])
+
     def forward(self, x: Tensor, guided: Tensor) -> Tensor:
         """(B, T, H, W, C) -> the same shape."""
         B, T, _, _, C = x.shape
-        weight = torch.cat([self.q.weight[:, :C], self.k.weight[:, :C], self.v.weight])
-        qkv = linear(x, weight).add_(guided)  # (B, T, H, W, 3 C)
+        qkv = linear(x, self.weight()).add_(guided)  # (B, T, H, W, 3 C)
         out = qkv.new_empty(x.shape)
         for rows, columns in self.regions:
             region = qkv[:, :, rows, columns]

@@ -5,11 +5,13 @@ x + attention(ln_1(x)), then x + mlp(ln_2(x)). B sequences, L tokens, C channels
 
 from __future__ import annotations
 
+import torch
 from einops import rearrange
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cat_seg.modeling import fused
 from cat_seg.modeling.layers import add, gelu, linear, may_overwrite
 
 
@@ -50,21 +52,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False)
     return rearrange(out, "b h l c -> b l (h c)")
 
 
-def add_attention(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
-    """x + output projection of the attended values; `x` may broadcast."""
+def add_attention_and_mlp(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
+    """y + mlp(ln_2(y)) with y = x + output projection of the attended values; `x` may broadcast."""
     out = block.attn.out_proj
-    return add(x, block.ls_1(linear(attended, out.weight, out.bias)))
-
-
-def add_mlp(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """x + mlp(ln_2(x))."""
+    projected = block.ls_1(linear(attended, out.weight, out.bias))
+    if fused.half_on_cuda(projected) and x.dtype == torch.float32 and x.shape == projected.shape:
+        x, y = fused.add_norm(x, projected, block.ln_2)
+    else:
+        x = add(x, projected)
+        y = block.ln_2(x)
     fc, proj = block.mlp.c_fc, block.mlp.c_proj
-    hidden = _activate(block.mlp.gelu, linear(block.ln_2(x), fc.weight, fc.bias))
+    hidden = _activate(block.mlp.gelu, linear(y, fc.weight, fc.bias))
     return add(x, block.ls_2(linear(hidden, proj.weight, proj.bias)))
 
 
 def _activate(activation: nn.Module, x: Tensor) -> Tensor:
     """The MLP's non-linearity. Without gradients QuickGELU is x sigmoid(a x) = silu(a x) / a."""
     if isinstance(activation, QuickGELU) and may_overwrite():
+        if fused.half_on_cuda(x):
+            return fused.quick_gelu(x)
         return F.silu(x.mul_(1.702), inplace=True).mul_(1 / 1.702)
     return gelu(x) if type(activation) is nn.GELU else activation(x)

@@ -152,8 +152,7 @@ def _block(block: ResidualAttentionBlock, x: Tensor, node: Tensor, wanted: Tenso
         for t in blocks.query_key_value(block.attn, block.ln_1(x))
     )
     attended = blocks.attend(q, k, v, block.attn.num_heads, causal=True).flatten(0, 1)
-    x = blocks.add_attention(block, x[nodes[wanted]], attended[wanted])
-    return blocks.add_mlp(block, x)
+    return blocks.add_attention_and_mlp(block, x[nodes[wanted]], attended[wanted])
 
 
 def _prefix_tree(texts: Tensor) -> tuple[Tensor, Tensor]:

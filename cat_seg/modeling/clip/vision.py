@@ -101,8 +101,8 @@ def encode_dense_tokens(
             outputs[i + 1] = x
 
     residual = x[:, :1] if last_residual == "class" else x
-    x = blocks.add_attention(last, residual, blocks.value(last.attn, last.ln_1(x)))
-    x = visual.ln_post(blocks.add_mlp(last, x))
+    values = blocks.value(last.attn, last.ln_1(x))
+    x = visual.ln_post(blocks.add_attention_and_mlp(last, residual, values))
     with without_autocast(x.device):  # what is compared with text stays float32
         x = x.to(visual.proj.dtype) @ visual.proj  # (B, 1 + h * w, D)
     return x, tuple(outputs[layer] for layer in intermediate_layers)
@@ -172,8 +172,8 @@ def _block(block: ResidualAttentionBlock, x: Tensor, prompt: Tensor | None) -> T
     if prompt is not None:
         x = torch.cat([x[:, :1], prompt.to(x.dtype).expand(len(x), -1, -1), x[:, 1:]], dim=1)
     q, k, v = blocks.query_key_value(block.attn, block.ln_1(x))
-    x = blocks.add_attention(block, x, blocks.attend(q, k, v, block.attn.num_heads))
-    x = blocks.add_mlp(block, x)
+    attended = blocks.attend(q, k, v, block.attn.num_heads)
+    x = blocks.add_attention_and_mlp(block, x, attended)
     if prompt is not None:
         x = torch.cat([x[:, :1], x[:, 1 + len(prompt) :]], dim=1)
     return x

@@ -75,8 +75,13 @@ def test_prefix_tree_numbers_each_beginning_once():
 def test_every_beginning_is_computed_once(monkeypatch):
     clip = tiny_clip()
     rows = []
-    add_mlp = blocks.add_mlp
-    monkeypatch.setattr(blocks, "add_mlp", lambda b, x: (rows.append(len(x)), add_mlp(b, x))[1])
+    finish = blocks.add_attention_and_mlp
+
+    def counted(block: object, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        rows.append(len(x))
+        return finish(block, x, attended)
+
+    monkeypatch.setattr(blocks, "add_attention_and_mlp", counted)
     tokens = tokenize(["a photo of a cat", "a photo of a dog"] * 3)
     in_whole_rows = encode_text(clip, tokens)
     assert rows == [64, 64]
