@@ -1,17 +1,20 @@
-"""Label maps as files: one channel, one class index a pixel, 8 or 16 bit."""
+"""Label maps as files: one channel, one class index a pixel, 8, 16 or 32 bit."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from cat_seg.errors import CATSegError
 from cat_seg.images import open_image
 from cat_seg.utils.files import atomic_write
 
 _ONE_CHANNEL = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
+_TEXT_KEY = "cat_seg"  # of the text inside a PNG
+_TIFF_DESCRIPTION = 270  # the tag ImageDescription
 
 
 def read_label_map(path: str | Path) -> np.ndarray:
@@ -57,12 +60,39 @@ def _read(path: str | Path, convert: str = "") -> tuple[str, np.ndarray]:
     return mode, pixels
 
 
-def write_label_map(path: str | Path, labels: np.ndarray) -> None:
-    """Write a label map (H, W) of uint8 or uint16 as PNG or TIFF, whole or not at all."""
-    assert labels.ndim == 2 and labels.dtype in (np.uint8, np.uint16), (labels.shape, labels.dtype)
-    compression = {"compression": "tiff_adobe_deflate"} if Path(path).suffix == ".tif" else {}
+def write_label_map(path: str | Path, labels: np.ndarray, text: str = "") -> None:
+    """Write a label map (H, W) whole or not at all.
+
+    Args:
+        path: ends in .png, or .tif, which alone holds int32.
+        labels: uint8, uint16 or int32.
+        text: put inside, for `text_inside`.
+    """
+    assert labels.ndim == 2 and labels.dtype in (np.uint8, np.uint16, np.int32), labels.dtype
+    options: dict[str, Any] = {}
+    if Path(path).suffix == ".tif":
+        options["compression"] = "tiff_adobe_deflate"
+        if text:  # a TIFF's text is ASCII
+            options["description"] = text.encode("ascii", "backslashreplace").decode()
+    else:
+        assert labels.dtype != np.int32, "a PNG has 16 bits at most"
+        if text:
+            inside = PngImagePlugin.PngInfo()
+            # What is compressed and longer, Pillow refuses to read.
+            compress = 1000 < len(text.encode()) < PngImagePlugin.MAX_TEXT_CHUNK
+            inside.add_itxt(_TEXT_KEY, text, zip=compress)
+            options["pnginfo"] = inside
     with atomic_write(path) as part:
-        Image.fromarray(labels).save(part, **compression)
+        Image.fromarray(labels).save(part, **options)
+
+
+def text_inside(image: Image.Image) -> str | None:
+    """Return the text that `write_label_map` put into an image, once that is decoded."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        text = image.tag_v2.get(_TIFF_DESCRIPTION)
+    else:
+        text = getattr(image, "text", {}).get(_TEXT_KEY)
+    return None if text is None else str(text)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -15,17 +15,16 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL import Image
 
 from cat_seg.drawing import OPACITY, draw_segmentation, save_picture
 from cat_seg.errors import CATSegError, MissingPackageError
 from cat_seg.images import open_image
+from cat_seg.label_maps import text_inside, write_label_map
 from cat_seg.palette import name_colors
 from cat_seg.utils.files import atomic_write
 
 BACKGROUND = "background"  # the name under which background words are reported
-_TEXT_KEY = "cat_seg"  # of the text inside a label map
-_TIFF_DESCRIPTION = 270  # the tag ImageDescription
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,9 +309,7 @@ class Segmentation:
         """
         with open_image(path) as image:
             stored = np.asarray(image)
-            text = getattr(image, "text", {}).get(_TEXT_KEY)
-            if isinstance(image, TiffImagePlugin.TiffImageFile):
-                text = image.tag_v2.get(_TIFF_DESCRIPTION)
+            text = text_inside(image)
         try:
             about = _About.parse(text)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -541,21 +538,10 @@ def save_label_map(
         "classes": [name.strip() for name in names],
         "present": summarize(labels, names),
     }
-    text = json.dumps(contents, ensure_ascii=False)
-    file = Path(path)
-    options: dict[str, Any]
-    if dtype is np.int32:
-        file = file.with_suffix(".tif")
-        options = {"format": "TIFF", "compression": "tiff_adobe_deflate"}
-        # A TIFF's text is ASCII; JSON can say everything in it.
-        options["description"] = json.dumps(contents)
-    else:
-        inside = PngImagePlugin.PngInfo()
-        inside.add_itxt(_TEXT_KEY, text, zip=len(text) > 1000)
-        options = {"format": "PNG", "pnginfo": inside}
+    file = Path(path).with_suffix(".tif") if dtype is np.int32 else Path(path)
     table = file.with_suffix(".json")
-    with atomic_write(file) as part:
-        Image.fromarray(stored).save(part, **options)
+    # A TIFF's text is ASCII, and JSON can say everything in it.
+    write_label_map(file, stored, json.dumps(contents, ensure_ascii=file.suffix == ".tif"))
     with atomic_write(table) as part:
         part.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return file, table

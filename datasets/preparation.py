@@ -64,7 +64,7 @@ def mask_work(source: Path, output: Path, table: LabelTable, *, drop_empty: bool
             raise Skip("nothing but ignored pixels")
         write_label_map(output, labels)
 
-    return Work(source.name, (output,), make)
+    return Work(source.name, (output,), make, (source,))
 
 
 def needed(path: Path) -> Path:

@@ -28,7 +28,8 @@ def prepare(root: Path) -> list[Summary]:
     for folder, name in read_index(index):
         source = root / folder / name
         outputs = images / f"{source.stem}.jpg", labels / f"{source.stem}.tif"
-        work.append(Work(name, outputs, partial(convert, source, *outputs)))
+        sources = source, source.with_name(f"{source.stem}_seg.png")
+        work.append(Work(name, outputs, partial(convert, source, *outputs), sources))
     return [run("ADE-847", work)]
 
 

@@ -28,7 +28,7 @@ def _work(mat: Path, output: Path) -> Work:
         write_label_map(output, TABLE(labels).astype(np.uint16))
         return None if labels.all() else "label 0, which means nothing, is ignored"
 
-    return Work(mat.name, (output,), make)
+    return Work(mat.name, (output,), make, (mat,))
 
 
 def read_mat(path: Path) -> np.ndarray:

@@ -25,7 +25,7 @@ def prepare(root: Path) -> list[Summary]:
         for segment in content["annos_segmentation"]:
             segments[segment["image_id"]].append(segment)
         work = [
-            _work(image, segments[image.get("image_id", image.get("id"))], output)
+            _work(source, image, segments[image.get("image_id", image.get("id"))], output)
             for image in content["images"]
             if image["phase"] == "val"
         ]
@@ -40,7 +40,9 @@ def prepare(root: Path) -> list[Summary]:
     return [summary]
 
 
-def _work(image: dict[str, Any], segments: list[dict[str, Any]], folder: Path) -> Work:
+def _work(
+    source: Path, image: dict[str, Any], segments: list[dict[str, Any]], folder: Path
+) -> Work:
     name = Path(image["file_name"]).name
     output = folder / f"{Path(name).stem}.png"
 
@@ -49,7 +51,7 @@ def _work(image: dict[str, Any], segments: list[dict[str, Any]], folder: Path) -
             raise Skip("image without annotation")
         write_label_map(output, TABLE(paint(segments)).astype(np.uint8))
 
-    return Work(name, (output,), make)
+    return Work(name, (output,), make, (source,))
 
 
 def paint(segments: list[dict[str, Any]]) -> np.ndarray:

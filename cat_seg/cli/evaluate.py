@@ -10,10 +10,10 @@ was interrupted goes on when it is started again with the same --output. Several
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,9 @@ from cat_seg.plugin.evaluation.protocol import deviations, published_model
 from cat_seg.plugin.evaluation.report import write_report
 from cat_seg.plugin.evaluation.summary import BenchmarkResult, save_summary, summary_table
 from cat_seg.plugin.meta_arch import CATSeg
+from cat_seg.plugin.run_folder import RunFolder, digest_of, refuse, settings
 from cat_seg.resources import user_file
+from cat_seg.utils.files import digest
 from cat_seg.utils.memory import keep_freed_memory
 
 logger = logging.getLogger("cat_seg.cli.evaluate")
@@ -63,18 +65,29 @@ def run(args: argparse.Namespace) -> None:
     """Run one process of an evaluation."""
     keep_freed_memory()
     cfg = read_config(args)
+    folder = RunFolder(cfg.OUTPUT_DIR, "evaluation")
+    with folder.held() if comm.is_main_process() else nullcontext():
+        _run(cfg, args, folder)
+
+
+def _run(cfg: CfgNode, args: argparse.Namespace, folder: RunFolder) -> None:
     args.config_file = str(user_file(args.config_file))  # for `default_setup`
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="cat_seg")
     names = chosen_datasets(cfg, args.benchmark)
+    facts = run_facts(cfg, names) if comm.is_main_process() else {}
+    if comm.is_main_process():
+        if folder.facts and not args.overwrite:
+            advice = "Choose another --output, or replace it by --overwrite."
+            refuse(folder.folder, folder.differences(facts), advice)
+        folder.begin(facts, keep=not args.overwrite)
     model: CATSeg = build_model(cfg).eval()
     model.labels_only = True  # never more than a piece of one image's probabilities
     CATSegCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    identity = run_identity(cfg) if comm.is_main_process() else ""
     outcomes, failures = [], []
     for name in names:
         try:
-            outcomes.append(evaluate(cfg, model, name, identity, args.limit))
+            outcomes.append(evaluate(cfg, model, name, facts, args.limit))
         except ValueError as error:
             logger.error("%s could not be evaluated: %s", name, error)
             failures.append(f"{name} could not be evaluated: {error}")
@@ -140,23 +153,31 @@ def _is_there(name: str) -> bool:
     return True
 
 
-def run_identity(cfg: CfgNode) -> str:
-    """A digest of what decides the predictions: weights, settings of model and protocol."""
-    digest = hashlib.sha256()
-    with open(local_weights(cfg.MODEL.WEIGHTS), "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    settings = CfgNode({"INPUT": cfg.INPUT, "MODEL": cfg.MODEL, "TEST": cfg.TEST}).clone()
-    settings.defrost()
-    settings.MODEL.WEIGHTS = settings.MODEL.DEVICE = ""
-    digest.update(settings.dump().encode())
-    return digest.hexdigest()
+def run_facts(cfg: CfgNode, names: Sequence[str]) -> dict[str, Any]:
+    """What decides the predictions: version, weights, settings of model and protocol, words."""
+    facts = settings(cfg, "INPUT", "MODEL", "TEST")
+    facts["weights"] = digest(local_weights(cfg.MODEL.WEIGHTS))
+    clip = cfg.MODEL.SEM_SEG_HEAD.CLIP_WEIGHTS
+    if clip and "://" not in clip:
+        with suppress(CATSegError):  # it is not there, and not needed if the weights hold CLIP
+            facts["clip weights"] = digest(local_weights(clip))
+    words = {
+        f"words of {name}": digest_of(list(MetadataCatalog.get(name).vocabulary)) for name in names
+    }
+    return facts | words
 
 
 def evaluate(
-    cfg: CfgNode, model: CATSeg, name: str, identity: str, limit: int = 0
+    cfg: CfgNode, model: CATSeg, name: str, facts: Mapping[str, Any], limit: int = 0
 ) -> BenchmarkResult:
     """Evaluate on one dataset, going on where the same run was interrupted.
+
+    Args:
+        cfg: of the run.
+        model: with its weights.
+        name: of the dataset.
+        facts: see `run_facts`; of the main process.
+        limit: of images; 0 for all.
 
     Returns:
         the outcome; in other processes than the main one that of their share alone.
@@ -167,7 +188,13 @@ def evaluate(
     metadata = MetadataCatalog.get(name)
     model.set_vocabulary(metadata.vocabulary)
     evaluator = build_evaluator(cfg, name, limit=limit)
-    todo = evaluator.resume(f"{identity} {metadata.vocabulary}")
+    # One set's run is the same, whichever others are evaluated with it.
+    words = f"words of {name}"
+    own = {k: v for k, v in facts.items() if not k.startswith("words of ") or k == words}
+    settings_alone = {key: value for key, value in own.items() if key.partition(".")[0].isupper()}
+    sources = {"words": own.get(words, ""), "settings": digest_of(settings_alone)}
+    sources |= {key: own[key] for key in ("weights", "clip weights") if key in own}
+    todo = evaluator.resume(digest_of(own), sources)
     logger.info("%s: %d images to do", name, len(todo))
     predict(cfg, model, evaluator, todo)
     published = published_model(cfg)
@@ -244,6 +271,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--limit", type=int, default=0, metavar="N", help="a quick look at N images of each"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the results of another run, of other weights, words or settings",
     )
     parser.add_argument("--output", default="", help="folder of results; OUTPUT_DIR if left out")
     return parser

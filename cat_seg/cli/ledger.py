@@ -6,7 +6,6 @@ to replace if a line names it and its content is still what was written.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cat_seg.errors import CATSegError
+from cat_seg.utils.files import digest
 
 NAME = "cat-seg.jsonl"
 _HEADER = {"cat-seg": "what was written into this folder, by which picture, model and words"}
@@ -55,7 +55,7 @@ class Ledger:
         if name not in self._files:
             return False
         expected = self._files[name]
-        return expected is None or (path.is_file() and expected == _digest(path))
+        return expected is None or (path.is_file() and expected == digest(path))
 
     def __enter__(self) -> Ledger:
         """Make the folder, and get ready to write.
@@ -101,7 +101,7 @@ class Ledger:
         self, output: Path, files: Iterable[Path], job: dict[str, Any], result: dict[str, Any]
     ) -> None:
         """Tell that these files were written, by which job, with which result."""
-        names = {path.relative_to(self.folder).as_posix(): _digest(path) for path in files}
+        names = {path.relative_to(self.folder).as_posix(): digest(path) for path in files}
         self._write({"output": output.as_posix(), "files": names, "job": job, "result": result})
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -137,11 +137,3 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(record, dict) and {"output", "files"} <= record.keys():
             yield record
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

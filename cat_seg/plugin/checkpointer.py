@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 from cat_seg.loading import load_clip, load_state
 from cat_seg.resources import project_file
 from cat_seg.trust.weights import find_tensors, read_file
-from cat_seg.utils.files import FetchError, atomic_write, fetch
+from cat_seg.utils.files import FetchError, atomic_write, fetch, remove_parts
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +110,7 @@ class CATSegCheckpointer(DetectionCheckpointer):
             return
         states = {key: value.state_dict() for key, value in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
-        for left in path.parent.glob(".model_*.pth"):  # by a run that was killed
-            left.unlink()
+        remove_parts(path.parent)
         with atomic_write(path) as part:
             torch.save({"model": self.model.state_dict(), **states, **kwargs}, part)
         self.tag_last_checkpoint(path.name)

@@ -37,6 +37,7 @@ _DEADLINE = 6 * 3600.0  # seconds for the whole of a file
 _MOST_BYTES = 64 << 30  # the largest CLIP that open_clip lists has some 20 GB
 _ATTEMPTS = 5  # at a server that has answered once
 _PAUSE = 0.5  # seconds before the second of them; twice as long before each other
+_PART = ".cat-seg."  # beginning of the names of files that are being written
 _BLOCK = 1 << 20  # bytes read at a time
 _HUB_PAGE = re.compile(
     r"https://huggingface\.co/(?P<kind>spaces/|datasets/)?(?P<repo>[^/]+/[^/]+)"
@@ -60,10 +61,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
     Yields a path in the same folder, with the same suffix, to write to. On success it is
     renamed to `path` (replacing what was there); on an error it is removed and `path` is as before.
+    What a killed process leaves, `remove_parts` removes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    # Not of the name itself, which may be as long as a name can be.
+    part = path.with_name(f"{_PART}{secrets.token_hex(8)}{path.suffix}")
     try:
         yield part
         _replace(part, path)
@@ -75,6 +78,22 @@ def _replace(part: Path, path: Path) -> None:
     with open(part, "rb") as written:
         os.fsync(written.fileno())  # the rename must not reach the disk before the content
     os.replace(part, path)
+
+
+def remove_parts(folder: Path, *, recursive: bool = False) -> None:
+    """Remove what killed processes left in a folder where no other one writes now."""
+    pattern = f"{_PART}{'[0-9a-f]' * 16}*"
+    for part in folder.rglob(pattern) if recursive else folder.glob(pattern):
+        part.unlink(missing_ok=True)
+
+
+def digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    hasher = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            hasher.update(block)
+    return hasher.hexdigest()
 
 
 def cache_folder() -> Path:

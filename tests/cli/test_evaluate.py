@@ -6,11 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from detectron2.data import DatasetCatalog
 
 from cat_seg.cli import evaluate
+from cat_seg.errors import CATSegError
+from cat_seg.label_maps import read_label_map
 from cat_seg.plugin.engine import load_config
 from cat_seg.plugin.evaluation.protocol import deviations, published_model
 from cat_seg.plugin.evaluation.report import most_confused
+from cat_seg.plugin.run_folder import RunFolder
 from tests.brightness import SQUARES, BrightnessSegmenter, write_squares
 
 
@@ -110,12 +115,51 @@ def test_quick_looks_and_whole_runs_share_what_was_predicted(config, tmp_path):
     assert run(config, out) == run(config, tmp_path / "anew")
 
 
-def test_other_runs_are_not_resumed(config, tmp_path):
+def test_other_runs_are_refused_or_replaced(config, tmp_path):
     out = tmp_path / "out"
-    assert calls(config, out) == 6
-    assert calls(config, out, "INPUT.MIN_SIZE_TEST", "64") == 6
+    before = run(config, out)
+    with pytest.raises(CATSegError, match=r"another run: INPUT.MIN_SIZE_TEST: 32 -> 64\. Choose"):
+        calls(config, out, "INPUT.MIN_SIZE_TEST", "64")
+    assert json.loads((out / "results.json").read_text()) == before
+    assert calls(config, out, "--overwrite", "INPUT.MIN_SIZE_TEST", "64") == 6
+    assert calls(config, out, "INPUT.MIN_SIZE_TEST", "64") == 0
     (tmp_path / "names.json").write_text(json.dumps([*SQUARES, "pink"]))
-    assert calls(config, out, "INPUT.MIN_SIZE_TEST", "64") == 6
+    with pytest.raises(CATSegError, match=r"another run: words of squares: \w+\.\.\. -> \w+"):
+        calls(config, out, "INPUT.MIN_SIZE_TEST", "64")
+    assert calls(config, out, "--overwrite", "INPUT.MIN_SIZE_TEST", "64") == 6
+
+
+def test_weights_that_changed_in_place_are_another_run(config, tmp_path):
+    run(config, tmp_path / "out")
+    cfg = load_config(config)
+    facts = evaluate.run_facts(cfg, ["squares"])
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"1")
+    changed = load_config(config, ["MODEL.WEIGHTS", str(weights)])
+    one = evaluate.run_facts(changed, ["squares"])
+    assert one.keys() == facts.keys() and one["weights"] != facts["weights"]
+    assert {k: v for k, v in one.items() if k != "weights"} == {
+        k: v for k, v in facts.items() if k != "weights"
+    }
+    clip = ["MODEL.SEM_SEG_HEAD.CLIP_WEIGHTS", str(weights)]
+    two = evaluate.run_facts(load_config(config, clip), ["squares"])
+    weights.write_bytes(b"2")
+    assert two != evaluate.run_facts(load_config(config, clip), ["squares"])
+
+
+def test_results_say_what_they_rest_on(config, tmp_path):
+    data = run(config, tmp_path / "out")["datasets"][0]
+    facts = evaluate.run_facts(load_config(config), ["squares"])
+    assert data["sha256"]["weights"] == facts["weights"]
+    assert data["sha256"]["words"] == facts["words of squares"]
+    assert all(len(value) == 64 for value in data["sha256"].values())
+
+
+def test_two_runs_do_not_share_a_folder(config, tmp_path):
+    with RunFolder(tmp_path / "out", "evaluation").held():
+        with pytest.raises(CATSegError, match=r"out: another run works in it"):
+            run(config, tmp_path / "out")
+    assert run(config, tmp_path / "out")["datasets"][0]["images"] == 6
 
 
 def test_label_maps_of_an_evaluation_by_train_net_are_not_resumed(config, tmp_path):
@@ -123,15 +167,18 @@ def test_label_maps_of_an_evaluation_by_train_net_are_not_resumed(config, tmp_pa
     assert calls(config, out) == 6
     evaluator = evaluate.build_evaluator(load_config(config, ["OUTPUT_DIR", str(out)]), "squares")
     evaluator.reset()
-    assert calls(config, out) == 6
+    labels = torch.zeros(read_label_map(next(out.glob("inference/*/labels/*.png"))).shape)
+    record = DatasetCatalog.get("squares")[0]
+    evaluator.process([record], [{"labels": labels.long()}])
+    assert calls(config, out) == 1
 
 
 def test_unreadable_images_are_told(config, tmp_path, monkeypatch, capsys):
-    def damage(cfg) -> str:  # after the data was checked
+    def damage(cfg, names) -> dict:  # after the data was checked
         (tmp_path / "images" / "3.png").write_bytes(b"nothing")
-        return ""
+        return {}
 
-    monkeypatch.setattr(evaluate, "run_identity", damage)
+    monkeypatch.setattr(evaluate, "run_facts", damage)
     data = run(config, tmp_path / "out")["datasets"][0]
     assert data["images"] == 5 and not data["comparable"]
     assert list(data["left_out"]) == [str(tmp_path / "images" / "3.png")]

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import io
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -90,12 +91,18 @@ def test_second_run_does_what_is_missing(script, root, ade150, capsys):
     output = root / "ADEChallengeData2016/annotations_detectron2/validation"
     before = (output / "rgb.png").stat().st_mtime_ns
     (output / "plain.png").unlink()
-    killed = output / ".plain.0123abcd.png"  # what a killed run leaves
+    killed = output / ".cat-seg.0123456789abcdef.png"  # what a killed run leaves
     killed.write_bytes(b"half")
     capsys.readouterr()
     assert script("prepare_ade20k_150") == 0
     assert "1 written, 3 kept" in capsys.readouterr().out
     assert (output / "rgb.png").stat().st_mtime_ns == before
+    (output / "plain.png").write_bytes(b"")
+    save(ade150 / "rgb.png", grey(7, 7))  # corrected
+    os.utime(ade150 / "rgb.png", (0, 0))  # as unpacking does
+    assert script("prepare_ade20k_150") == 0
+    assert "2 written, 2 kept" in capsys.readouterr().out
+    np.testing.assert_array_equal(load(output / "rgb.png"), grey(6, 6))
     assert not killed.exists()
     np.testing.assert_array_equal(load(output / "plain.png"), grey(255, 0, 149))
 
@@ -132,14 +139,14 @@ def test_failed_write_leaves_nothing(script, root, ade150, monkeypatch, capsys):
 
 
 def test_interrupted_by_the_user(script, root, ade150, monkeypatch, capsys):
-    original = Image.Image.save
+    original = os.replace
 
-    def interrupt(self, path, *args, **kwargs):
+    def interrupt(part, path):
         if "plain" in Path(path).name:
             raise KeyboardInterrupt
-        original(self, path, *args, **kwargs)
+        original(part, path)
 
-    monkeypatch.setattr(Image.Image, "save", interrupt)
+    monkeypatch.setattr(os, "replace", interrupt)
     assert script("prepare_ade20k_150") == 130
     assert "goes on from here" in capsys.readouterr().out
     monkeypatch.undo()

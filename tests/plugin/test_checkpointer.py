@@ -243,7 +243,7 @@ def test_a_killed_write_leaves_the_checkpoints_whole(tmp_path, monkeypatch):
         save(tmp_path, 7)
     monkeypatch.undo()
     assert resume(tmp_path)[0] == 3
-    (tmp_path / ".model_0000007.1234abcd.pth").touch()  # left by a kill that nothing could catch
+    (tmp_path / ".cat-seg.0123456789abcdef.pth").touch()  # left by a kill that nothing could catch
     save(tmp_path, 9)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"model_0000003.pth", "model_0000009.pth", "last_checkpoint"}

@@ -6,7 +6,6 @@ the file's name, and the rest goes on.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,8 +13,9 @@ from pathlib import Path
 
 from tqdm.contrib.concurrent import thread_map
 
+from cat_seg.utils.files import remove_parts
+
 _SHOWN = 10  # names listed for one reason
-_PART = re.compile(r"\..+\.[0-9a-f]{8}\.\w+")  # what `atomic_write` leaves when it is killed
 
 
 class Skip(Exception):
@@ -31,6 +31,18 @@ class Work:
     # Writes the outputs, and returns a remark if there is something to tell. Raises Skip, or
     # ValueError where the source is wrong.
     make: Callable[[], str | None]
+    sources: tuple[Path, ...] = ()  # whose change asks for new outputs
+
+    def is_done(self) -> bool:
+        """Tell whether all outputs are there, not empty, and no source was touched after them."""
+        try:
+            outputs = [output.stat() for output in self.outputs]
+            sources = [source.stat() for source in self.sources if source.exists()]
+        except OSError:
+            return False
+        # A file that is copied or unpacked brings its mtime with it, but not its ctime.
+        newest = max((max(s.st_mtime_ns, s.st_ctime_ns) for s in sources), default=0)
+        return all(output.st_size and output.st_mtime_ns >= newest for output in outputs)
 
 
 @dataclass
@@ -62,14 +74,12 @@ def run(title: str, work: Iterable[Work]) -> Summary:
     """Do what is not done yet, in parallel."""
     summary, todo = Summary(title), []
     for item in work:
-        if all(output.exists() for output in item.outputs):
+        if item.is_done():
             summary.kept += 1
         else:
             todo.append(item)
     for folder in {output.parent for item in todo for output in item.outputs}:
-        for path in folder.glob(".*"):
-            if _PART.fullmatch(path.name):
-                path.unlink()
+        remove_parts(folder)
 
     done = thread_map(_attempt, todo, desc=title, unit="file", disable=None)
     for item, (reasons, reason) in zip(todo, done, strict=True):

@@ -7,11 +7,13 @@ after an interruption. Boundary IoU is left out; it is no part of the published 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
-import shutil
+import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,16 @@ from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
-from cat_seg.label_maps import read_label_map, write_label_map
+from cat_seg.errors import CATSegError
+from cat_seg.images import open_image
+from cat_seg.label_maps import read_label_map, text_inside, write_label_map
 from cat_seg.label_rules import IGNORED
 from cat_seg.plugin.data.labels import label_rule
 from cat_seg.plugin.evaluation.metrics import confusion_matrix
 from cat_seg.plugin.evaluation.result import EvaluationResult, log_result, save_result
-from cat_seg.utils.files import atomic_write
+from cat_seg.utils.files import digest, remove_parts
 
 logger = logging.getLogger(__name__)
-
-_RUN_FILE = "run.txt"  # what tells the run that wrote the label maps from others
 
 
 def build_evaluator(
@@ -91,12 +93,15 @@ class SegmentationEvaluator(SemSegEvaluator):
         self.vocabulary_size = len(metadata.get("vocabulary", self.class_names))
         self.rule = label_rule(dataset_name, len(self.class_names))
         self._expected: int = metadata.get("num_images", len(self.input_file_to_gt_file))
-        self._label_maps = _output_names(self.input_file_to_gt_file)
+        suffix = ".png" if len(self.class_names) <= 65536 else ".tif"  # which holds 32 bits
+        self._label_maps = _output_names(self.input_file_to_gt_file, suffix)
         self._name = dataset_name
         self._folder = Path(output_dir) if output_dir else None
         self._all_processes = distributed
         self._limit = limit
         self._kept: list[str] | None = None  # images done by the run that is resumed, if one is
+        self._run = secrets.token_hex(8)  # one that is never resumed
+        self._sources: dict[str, str] = {}
         self._result = self._empty_result()
 
     @property
@@ -109,49 +114,82 @@ class SegmentationEvaluator(SemSegEvaluator):
         assert self._folder, "an evaluator without output_dir writes no label maps"
         return self._folder / "labels" / self._label_maps[file_name]
 
-    def resume(self, run: str) -> list[dict[str, Any]]:
+    def resume(self, run: str, sources: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
         """Continue where the same run was interrupted, if it was.
 
+        A label map is kept if it says inside that this run made it of the image as it is now, and
+        its pixels are as they were. Those of other runs are removed.
+
         Args:
-            run: Tells this run from all others: the model's weights, its settings. The label maps
-                of another run are removed.
+            run: Tells this run from all others: the model's weights, its settings.
+            sources: SHA-256 of what that is made of, for results.json.
 
         Returns:
             The dataset's images that are still to be segmented, in detectron2's format.
         """
         assert self._folder, "an evaluator without output_dir keeps no label maps"
-        mark = self._folder / _RUN_FILE
-        if comm.is_main_process() and not (mark.is_file() and mark.read_text() == run):
-            if (self._folder / "labels").is_dir():
-                logger.warning("%s: label maps of another run are removed", self._folder)
-                shutil.rmtree(self._folder / "labels")
-            with atomic_write(mark) as part:
-                part.write_text(run)
-        if self._all_processes:
-            comm.synchronize()
+        self._run, self._sources = run, dict(sources or {})
         records = DatasetCatalog.get(self._name)[: self._limit or None]
-        done = [self.prediction_file(record["file_name"]).exists() for record in records]
+        done: set[str] = set()
+        if comm.is_main_process():
+            done = self._done()
         if self._all_processes:
-            comm.synchronize()  # all have looked before one writes more
-        self._kept = [
-            record["file_name"] for record, is_done in zip(records, done, strict=True) if is_done
-        ]
-        return [record for record, is_done in zip(records, done, strict=True) if not is_done]
+            done = comm.all_gather(done)[0]
+        self._kept = [record["file_name"] for record in records if record["file_name"] in done]
+        return [record for record in records if record["file_name"] not in done]
+
+    def _done(self) -> set[str]:
+        """Find the images that this run has label maps of; remove what other runs left."""
+        assert self._folder
+        remove_parts(self._folder, recursive=True)
+        images = {self.prediction_file(image): image for image in self._label_maps}
+        done, removed = set(), 0
+        for path, mark, labels in self._existing():
+            image = images.get(path)
+            if mark is None or mark["run"] != self._run or image is None:
+                path.unlink()
+                removed += labels is not None
+            elif labels is not None and mark == _mark(self._run, _digest_or_none(image), labels):
+                done.add(image)
+            else:
+                changed = "its image or its label map"
+                logger.warning("%s is predicted again: %s has changed since", image, changed)
+        if removed:
+            logger.warning("%s: %d label maps of another run are removed", self._folder, removed)
+        return done
+
+    def _existing(self) -> Iterator[tuple[Path, dict[str, str] | None, np.ndarray | None]]:
+        """List label maps that are there, their marks and pixels, both None of a damaged one.
+
+        Raises:
+            CATSegError: if a file is in the place of a label map that no evaluation wrote.
+        """
+        assert self._folder
+        ours = {self._folder / "labels" / name for name in self._label_maps.values()}
+        for path in sorted((self._folder / "labels").rglob("*.*")):
+            mark, labels = _mark_of(path)
+            if mark is None and path not in ours:
+                continue  # somebody's
+            if mark is None and labels is not None:
+                raise CATSegError(
+                    f"{path} is there, and no evaluation wrote it: left as it is. Move it, or "
+                    "choose another OUTPUT_DIR."
+                )
+            yield path, mark, labels
 
     def reset(self) -> None:
-        """Forget all counts, but those of the images that a resumed run has done."""
+        """Forget all counts, but those of the images that a resumed run has done.
+
+        Raises:
+            CATSegError: if a file is in the place of a label map that no evaluation wrote.
+        """
         self._result = self._empty_result()
         if not comm.is_main_process():
             return
-        if self._kept is None and self._folder:
-            (self._folder / _RUN_FILE).unlink(missing_ok=True)  # label maps will be of this run
+        if self._folder and self._kept is None:
+            list(self._existing())
         for file_name in self._kept or ():
-            try:
-                predicted = read_label_map(self.prediction_file(file_name))
-            except ValueError as error:
-                self._leave_out(file_name, f"{error}; remove it to have it predicted again")
-                continue
-            self._count(file_name, predicted)
+            self._count(file_name, read_label_map(self.prediction_file(file_name)))
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
         """Count a batch, and write its label maps."""
@@ -161,8 +199,10 @@ class SegmentationEvaluator(SemSegEvaluator):
             else:
                 labels = self.predicted_labels(output)
                 if self._count(image["file_name"], labels) and self._folder:
-                    depth = np.uint8 if len(self.class_names) <= 256 else np.uint16
-                    write_label_map(self.prediction_file(image["file_name"]), labels.astype(depth))
+                    labels = labels.astype(_depth(len(self.class_names)))
+                    mark = _mark(self._run, self._result.digests[image["file_name"]][0], labels)
+                    path = self.prediction_file(image["file_name"])
+                    write_label_map(path, labels, json.dumps(mark))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Return {"sem_seg": scores in percent} in the main process, None in the others.
@@ -210,27 +250,35 @@ class SegmentationEvaluator(SemSegEvaluator):
         classes = len(self.class_names)
         confusion = np.zeros((classes, classes + 1), np.int64)
         return EvaluationResult(
-            self._name, self.class_names, self._expected, self._limit, confusion
+            self._name,
+            self.class_names,
+            self._expected,
+            self._limit,
+            confusion,
+            run=self._sources,
         )
 
     def _count(self, file_name: str, predicted: np.ndarray) -> bool:
         """Count an image, or leave it out and return False."""
         classes = len(self.class_names)
+        truth_file = self.input_file_to_gt_file[file_name]
         try:
-            truth = self.rule.read(self.input_file_to_gt_file[file_name]).astype(np.int64)
+            truth = self.rule.read(truth_file).astype(np.int64)
             truth[truth == IGNORED] = classes
             if truth.shape != predicted.shape:
                 raise ValueError(
                     f"its label map is {truth.shape} (height, width), its prediction "
                     f"{predicted.shape}"
                 )
-        except ValueError as error:
+            digests = digest(file_name), digest(truth_file)
+        except (OSError, ValueError) as error:
             self._leave_out(file_name, str(error))
             return False
         self._result.add(
             file_name,
             confusion_matrix(predicted, truth, classes),
             self.encode_json_sem_seg(predicted, file_name),
+            digests,
         )
         return True
 
@@ -247,13 +295,42 @@ class BackgroundEvaluator(SegmentationEvaluator):
         return np.minimum(super().predicted_labels(output), len(self.class_names) - 1)
 
 
-def _output_names(images: Iterable[str]) -> dict[str, str]:
-    """Name the label map of each image: its path below the folder of all of them, as .png."""
+def _digest_or_none(file: str) -> str | None:
+    try:
+        return digest(file)
+    except OSError:
+        return None
+
+
+def _mark(run: str, image: str | None, labels: np.ndarray) -> dict[str, str | None]:
+    """What a label map says of itself: the run, the SHA-256 of its image and of its pixels."""
+    pixels = hashlib.sha256(np.ascontiguousarray(labels).data).hexdigest()
+    return {"run": run, "image": image, "pixels": pixels}
+
+
+def _mark_of(path: Path) -> tuple[dict[str, str] | None, np.ndarray | None]:
+    """Read a label map's mark, None if no evaluation wrote it, and its pixels, if that works."""
+    try:
+        with open_image(path) as image:
+            labels = np.asarray(image)
+            mark = json.loads(text_inside(image) or "null")
+    except (CATSegError, ValueError, RecursionError):
+        return None, None
+    ours = isinstance(mark, dict) and mark.keys() == {"run", "image", "pixels"}
+    return mark if ours else None, labels
+
+
+def _depth(classes: int) -> type[np.generic]:
+    return np.uint8 if classes <= 256 else np.uint16 if classes <= 65536 else np.int32
+
+
+def _output_names(images: Iterable[str], suffix: str = ".png") -> dict[str, str]:
+    """Name the label map of each image: its path below the folder of all of them."""
     files = list(images)
     folder = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
     below = {file: os.path.relpath(file, folder or ".") for file in files}
     stems = Counter(os.path.splitext(path)[0] for path in below.values())
     return {
-        file: f"{stem if stems[stem := os.path.splitext(path)[0]] == 1 else path}.png"
+        file: f"{stem if stems[stem := os.path.splitext(path)[0]] == 1 else path}{suffix}"
         for file, path in below.items()
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import math
@@ -34,9 +35,18 @@ class EvaluationResult:
     images: dict[str, dict[str, float]] = field(default_factory=dict)  # file name -> its scores
     left_out: dict[str, str] = field(default_factory=dict)  # file name -> reason
     predictions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # COCO's RLE
+    digests: dict[str, tuple[str, str]] = field(default_factory=dict)  # file name -> see `add`
+    run: dict[str, str] = field(default_factory=dict)  # SHA-256 of what made the predictions
 
-    def add(self, file_name: str, confusion: np.ndarray, rle: list[dict[str, Any]]) -> None:
-        """Add the counts of one image."""
+    def add(
+        self,
+        file_name: str,
+        confusion: np.ndarray,
+        rle: list[dict[str, Any]],
+        digests: tuple[str, str],
+    ) -> None:
+        """Add the counts of one image, with the SHA-256 of its file and of its ground truth's."""
+        self.digests[file_name] = digests
         scores = SegmentationScores.from_confusion(confusion)
         self.confusion += confusion
         self.images[file_name] = {"mIoU": 100 * scores.miou, "pACC": 100 * scores.pixel_accuracy}
@@ -52,11 +62,13 @@ class EvaluationResult:
             first.expected,
             first.limit,
             np.sum([p.confusion for p in parts], 0),
+            run=first.run,
         )
         for part in parts:
             merged.images |= part.images
             merged.left_out |= part.left_out
             merged.predictions |= part.predictions
+            merged.digests |= part.digests
         return merged
 
     @property
@@ -75,6 +87,14 @@ class EvaluationResult:
         more = f" ({', '.join(why)})" if why else ""
         return f"not comparable: {count} of {self.expected} images{more}"
 
+    @property
+    def data_digest(self) -> str:
+        """SHA-256 of all images and their ground truth, by their names and contents."""
+        lines = sorted(
+            f"{Path(name).name} {one} {two}" for name, (one, two) in self.digests.items()
+        )
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()
+
     def summary(self) -> dict[str, Any]:
         """Return the figures in percent and what they rest on, as JSON takes them."""
         figures = self.scores.as_percentages(self.class_names)
@@ -86,6 +106,7 @@ class EvaluationResult:
             "comparable": not self.remark,
             "remark": self.remark,
             "left_out": dict(sorted(self.left_out.items())),
+            "sha256": {**self.run, "data": self.data_digest},
             **{key: _number(value) for key, value in figures.items() if "-" not in key},
         }
 

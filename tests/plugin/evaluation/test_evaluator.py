@@ -13,12 +13,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tes
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pycocotools import mask as rle_mask
 
-from cat_seg.label_maps import read_label_map
+from cat_seg.errors import CATSegError
+from cat_seg.label_maps import read_label_map, write_label_map
 from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
 from cat_seg.plugin.evaluation import BackgroundEvaluator, SegmentationEvaluator, build_evaluator
-from cat_seg.plugin.evaluation.evaluator import _output_names
+from cat_seg.plugin.evaluation.evaluator import _depth, _mark, _mark_of, _output_names
 
 HEIGHT, WIDTH = 24, 40
 
@@ -231,14 +233,97 @@ def test_resumed_run_gives_the_numbers_of_a_whole_one(dataset):
     assert [record["file_name"] for record in data.records] == [files[1], files[3]]
     assert data.evaluate(second) == expected
     assert whole == {p.name: p.read_bytes() for p in data.results.glob("*.json")}
-    third = evaluator()
-    assert third.resume("run") == []
-    (data.results / "labels/image1.png").write_bytes(b"damaged")
-    third.reset()
-    third.evaluate()
-    (reason,) = third.result.left_out.values()
-    assert "image1.png is not an image" in reason and "remove it" in reason
-    assert len(evaluator().resume("another run")) == 2
+    assert evaluator().resume("run") == []
+    assert evaluator().resume("another run") == DatasetCatalog.get(data.name)
+    assert not list((data.results / "labels").iterdir())
+
+
+def evaluated(data) -> SegmentationEvaluator:
+    """Evaluate as "run", and return another evaluator."""
+    first = SegmentationEvaluator(data.name, output_dir=data.results)
+    first.resume("run")
+    data.evaluate(first)
+    return SegmentationEvaluator(data.name, output_dir=data.results)
+
+
+def change_image(data):
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), 99, np.uint8)).save(data.folder / "image1.jpg")
+
+
+def empty_label_map(data):
+    (data.results / "labels/image1.png").write_bytes(b"")
+
+
+def draw_into_label_map(data):
+    path = data.results / "labels/image1.png"
+    with Image.open(path) as image:
+        inside = PngInfo()
+        inside.add_itxt("cat_seg", image.text["cat_seg"])
+        labels = np.array(image)
+    labels[3, 3] ^= 1
+    Image.fromarray(labels).save(path, pnginfo=inside)
+
+
+def swap_label_maps(data):
+    labels = data.results / "labels"
+    (labels / "image1.png").write_bytes((labels / "image0.png").read_bytes())
+
+
+@pytest.mark.parametrize(
+    "change", [change_image, empty_label_map, draw_into_label_map, swap_label_maps]
+)
+def test_what_has_changed_since_is_predicted_again(dataset, change):
+    data = dataset(5)
+    second = evaluated(data)
+    change(data)
+    (again,) = second.resume("run")
+    assert again["file_name"].endswith("image1.jpg")
+
+
+def test_ground_truth_is_that_of_now(dataset):
+    data = dataset(5)
+    second = evaluated(data)
+    truth = data.folder / "image1.png"
+    Image.fromarray((np.array(Image.open(truth)) + 1) % 5).save(truth)
+    before = json.loads((data.results / "results.json").read_text())
+    assert second.resume("run") == []
+    second.reset()
+    second.evaluate()
+    after = json.loads((data.results / "results.json").read_text())
+    assert after["pACC"] != before["pACC"]
+    assert after["sha256"]["data"] != before["sha256"]["data"]
+
+
+def test_other_files_are_left_alone(dataset):
+    data = dataset(5)
+    second = evaluated(data)
+    own = Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8))
+    own.save(data.results / "labels/mine.png")
+    (data.results / "labels/notes.txt").write_text("mine")
+    part = data.results / "labels/.cat-seg.0123456789abcdef.png"  # left by a kill
+    part.touch()
+    assert len(second.resume("another run")) == 4
+    assert {p.name for p in (data.results / "labels").iterdir()} == {"mine.png", "notes.txt"}
+    own.save(data.results / "labels/image1.png")
+    for act in (lambda e: e.resume("run"), lambda e: e.reset()):
+        with pytest.raises(CATSegError, match=r"image1.png is there, and no evaluation wrote it"):
+            act(SegmentationEvaluator(data.name, output_dir=data.results))
+
+
+def test_more_than_65536_classes_do_not_wrap_round(dataset):
+    data = dataset(5)
+    evaluator = SegmentationEvaluator(data.name, output_dir=data.results)
+    assert [_depth(n) for n in (256, 257, 65536, 65537)] == [
+        np.uint8,
+        np.uint16,
+        np.uint16,
+        np.int32,
+    ]
+    labels = np.array([[65536, 0, 65535]], np.int32)
+    path = evaluator.prediction_file(data.records[0]["file_name"]).with_suffix(".tif")
+    write_label_map(path, labels, json.dumps(_mark("run", "0", labels)))
+    np.testing.assert_array_equal(read_label_map(path), labels)
+    assert _mark_of(path)[0] == _mark("run", "0", labels)
 
 
 def test_mapper_keeps_detectron2s_output(dataset):

@@ -12,13 +12,15 @@ from cat_seg.plugin.evaluation.summary import BenchmarkResult
 
 NAMES = ["sky", "<b>cat</b>", "nowhere"]
 
+DIGESTS = ("0" * 64, "1" * 64)
+
 
 def benchmark(folder: Path) -> BenchmarkResult:
     """Two images of 2 x 4 pixels; one is gone since it was evaluated."""
     result = EvaluationResult("own", NAMES, 3, 0, np.zeros((3, 4), np.int64))
-    result.add("gone.png", np.array([[0, 0, 0, 0], [0, 6, 0, 0], [0, 0, 0, 2]]), [])
+    result.add("gone.png", np.array([[0, 0, 0, 0], [0, 6, 0, 0], [0, 0, 0, 2]]), [], DIGESTS)
     files = [str(folder / file) for file in ("image.png", "truth.png", "predicted.png")]
-    result.add(files[0], np.array([[4, 2, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0]]), [])
+    result.add(files[0], np.array([[4, 2, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0]]), [], DIGESTS)
     Image.fromarray(np.full((2, 4, 3), 99, np.uint8)).save(files[0])
     for file, labels in zip(files[1:], ([0, 0, 1, 1], [0, 0, 0, 1]), strict=True):
         Image.fromarray(np.array([labels] * 2, np.uint8)).save(file)
