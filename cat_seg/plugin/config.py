@@ -7,7 +7,6 @@ generations of the model were published; what differs between them is the table 
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,8 @@ from cat_seg.inference import InferencePlan
 from cat_seg.model_config import GENERATIONS as ARCHITECTURES
 from cat_seg.model_config import ModelConfig
 from cat_seg.modeling.sliding_window import TileGrid
-from cat_seg.resources import project_file
+from cat_seg.resources import resource, user_file
+from cat_seg.trust.text import check_config, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ def model_config(cfg: CfgNode) -> ModelConfig:
     choice = generation_settings(cfg)
     clip: str | dict[str, Any] = head.CLIP_PRETRAINED
     if head.CLIP_PRETRAINED.endswith(".json"):
-        clip = json.loads(project_file(head.CLIP_PRETRAINED).read_text(encoding="utf-8"))
+        clip = read_json(user_file(head.CLIP_PRETRAINED))
         clip = clip.get("model_cfg", clip) if isinstance(clip, dict) else clip
     swin_settings = resnet_settings = None
     if choice["GUIDANCE"] == "backbone" and cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer":
@@ -333,7 +333,7 @@ def load_config(
     """Read a config, of the project or your own, and register the data that it brings.
 
     Args:
-        config_file: a YAML, looked for as `project_file` does.
+        config_file: a YAML, looked for as `user_file` does.
         opts: KEY VALUE pairs that override it.
         device: "cuda", "mps", "cpu" or the like. If empty, MODEL.DEVICE, or the best that this
             machine has where that is "cuda", the default, and there is none.
@@ -348,10 +348,13 @@ def load_config(
     add_cat_seg_config(cfg)
     if len(opts) % 2:
         raise CATSegError(f"Options come in pairs of KEY VALUE; got {' '.join(opts)}.")
-    path = project_file(config_file)
+    # The name of the model that ships is no file in the working directory.
+    path = resource(DEFAULT_CONFIG) if config_file == DEFAULT_CONFIG else user_file(config_file)
+    check_config(path)
     source = f"Config {path}"
     try:
-        cfg.merge_from_file(str(path))
+        # Without being told, detectron2 runs what tags such as !!python/object/apply ask for.
+        cfg.merge_from_file(str(path), allow_unsafe=False)
         source = "Options"
         cfg.merge_from_list(list(opts))
     except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
