@@ -52,7 +52,8 @@ class CATSeg(nn.Module):
         config: the architecture.
         plan: how `predict` works off a picture unless told otherwise.
         default_words: classes that the model brings; () for none.
-        threshold: `predict` leaves pixels whose best score is lower without label.
+        threshold: `predict` leaves pixels whose best score is lower without label; for as many
+            words as the model brings, see `threshold_of`.
         card: what people should know: "name", "photographs" (whether it knows them), ...
     """
 
@@ -254,7 +255,7 @@ class CATSeg(nn.Module):
             picture: whatever `cat_seg.images.read` takes, or a result of `encode`.
             words: the classes, see `Vocabulary.parse`; None takes the model's own.
             threshold: pixels whose best score is lower get the label -1; in [0, 1]. None takes the
-                model's.
+                model's, see `threshold_of`.
             background: words that compete and are reported as background.
             plan: how to work it off; None takes the model's.
 
@@ -264,6 +265,15 @@ class CATSeg(nn.Module):
         inference = Inference(self, plan or self.plan)
         vocabulary = self._vocabulary(words, background)
         return self._segment(inference, picture, vocabulary, threshold)
+
+    def threshold_of(self, count: int) -> float:
+        """Return the threshold that `predict` takes by itself for a number of words.
+
+        Scores grow with the number of classes that compete, about in proportion, so a shorter list
+        than the model's own takes its share of the threshold (`cat_seg.synthetic.calibrate`
+        measures that).
+        """
+        return self.threshold * min(1.0, count / max(1, len(self.default_words)))
 
     def stream(
         self,
@@ -319,7 +329,8 @@ class CATSeg(nn.Module):
     def _segment(
         self, inference: Inference, picture: Any, vocabulary: Vocabulary, threshold: float | None
     ) -> Segmentation:
-        threshold = self.threshold if threshold is None else threshold
+        if threshold is None:
+            threshold = self.threshold_of(len(vocabulary) + len(vocabulary.background))
         if not 0 <= threshold <= 1:
             raise CATSegError(f"threshold is {threshold}; expected a probability in [0, 1].")
         text = vocabulary.features

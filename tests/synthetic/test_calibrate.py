@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cat_seg import CATSeg
-from cat_seg.synthetic.calibrate import calibrate
+from cat_seg.synthetic.calibrate import calibrate, measure
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,18 @@ def test_the_shipped_threshold_is_the_calibrated_one(model: CATSeg):
     assert told["right_kept"] >= 0.95 and told["absent_refused"] >= 0.7
     found = calibrate(model, scenes=20)
     assert found.threshold == pytest.approx(model.threshold, abs=0.1)
+
+
+@pytest.mark.parametrize("others", [0, 12])
+def test_short_lists_keep_what_is_right_and_refuse_what_is_absent(model: CATSeg, others: int):
+    found = measure(model, others, scenes=6)
+    assert found.threshold < model.threshold
+    assert found.right_kept >= 0.9 and found.absent_refused >= 0.7
+
+
+def test_the_threshold_goes_with_the_number_of_words(model: CATSeg):
+    assert model.threshold_of(80) == model.threshold_of(800) == model.threshold
+    assert model.threshold_of(8) == pytest.approx(model.threshold / 10)
 
 
 def test_a_picture_without_the_words_is_told(model: CATSeg):
