@@ -31,9 +31,11 @@ from detectron2.utils.logger import setup_logger
 from cat_seg.errors import CATSegError
 from cat_seg.plugin.checkpointer import CATSegCheckpointer, local_weights
 from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, SPLITS
+from cat_seg.plugin.data.datasets.registered import adopt, import_plugin, mess_datasets
 from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
 from cat_seg.plugin.engine import launch, load_config
 from cat_seg.plugin.evaluation import SegmentationEvaluator, build_evaluator
+from cat_seg.plugin.evaluation.domains import domain_table
 from cat_seg.plugin.evaluation.protocol import deviations, published_model
 from cat_seg.plugin.evaluation.report import write_report
 from cat_seg.plugin.evaluation.summary import BenchmarkResult, save_summary, summary_table
@@ -105,6 +107,8 @@ def read_config(args: argparse.Namespace) -> CfgNode:
         raise CATSegError("--config-file is missing, such as configs/vitl.yaml.")
     if args.limit < 0:
         raise CATSegError(f"--limit is {args.limit}; expected a number of images.")
+    for module in args.plugin:
+        import_plugin(module)
     output = ["OUTPUT_DIR", args.output] if args.output else []
     return load_config(args.config_file, [*args.opts, *output])
 
@@ -125,12 +129,14 @@ def chosen_datasets(cfg: CfgNode, asked: str = "") -> list[str]:
     if asked:
         aliases = BENCHMARKS | {title: name for name, title in splits.items()}
         names = [aliases.get(name.strip(), name.strip()) for name in asked.split(",")]
+        if "mess" in names:
+            names = [name for name in names if name != "mess"] + mess_datasets()
         for name in names:
             if name not in DatasetCatalog.list():
-                known = ", ".join([*BENCHMARKS, *own])
+                known = ", ".join([*BENCHMARKS, "mess", *own])
                 raise CATSegError(
                     f"--benchmark: {name!r} is unknown; expected one or several of {known}, "
-                    "separated by commas."
+                    "separated by commas, or a name that a --plugin registers."
                 )
     else:
         names = [name for name in own if name in cfg.DATASETS.TEST]
@@ -141,7 +147,7 @@ def chosen_datasets(cfg: CfgNode, asked: str = "") -> list[str]:
             "`python datasets/check.py`."
         )
     for name in names:
-        DatasetCatalog.get(name)  # or it raises
+        adopt(name)  # or it raises
     return names
 
 
@@ -248,6 +254,9 @@ def report(cfg: CfgNode, outcomes: list[BenchmarkResult], failures: list[str], l
         "warnings": warnings,
     }
     logger.info("%s, in percent:\n%s", model, summary_table(outcomes))
+    miou = {outcome.result.dataset: outcome.figures["mIoU_2021"] for outcome in outcomes}
+    if table := domain_table(miou, model):
+        logger.info("MESS by domain, mIoU_2021 in percent:\n%s", table)
     for text in warnings:
         logger.warning(text)
     folder = Path(cfg.OUTPUT_DIR)
@@ -266,8 +275,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--benchmarks",
         default="",
         metavar="NAME",
-        help=f"evaluate on these, separated by commas: {', '.join(BENCHMARKS)}, or your own data; "
-        "all that are there if left out",
+        help=f"evaluate on these, separated by commas: {', '.join(BENCHMARKS)}, mess, or your own "
+        "data; all that are there if left out",
     )
     parser.add_argument(
         "--limit", type=int, default=0, metavar="N", help="a quick look at N images of each"
@@ -276,6 +285,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--overwrite",
         action="store_true",
         help="replace the results of another run, of other weights, words or settings",
+    )
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module that registers data sets with detectron2's catalogs, which "
+        "--benchmark may name then",
     )
     parser.add_argument("--output", default="", help="folder of results; OUTPUT_DIR if left out")
     return parser

@@ -256,6 +256,7 @@ class SegmentationEvaluator(SemSegEvaluator):
             self._limit,
             confusion,
             run=self._sources,
+            of_interest=tuple(MetadataCatalog.get(self._name).get("classes_of_interest") or ()),
         )
 
     def _count(self, file_name: str, predicted: np.ndarray) -> bool:

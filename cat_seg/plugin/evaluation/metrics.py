@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,3 +75,19 @@ class SegmentationScores(NamedTuple):
             **{f"ACC-{name}": float(x) for name, x in zip(names, self.accuracy, strict=True)},
         }
         return {key: 100 * value for key, value in scores.items()}
+
+
+def interest_miou(confusion: np.ndarray, classes: Sequence[int]) -> float:
+    """Average IoU over some of the classes, as MESS does; 0..1.
+
+    A class without ground truth counts as 0 if it is predicted somewhere, as in `mIoU_2021`.
+
+    Args:
+        confusion: (K, K + 1), see `confusion_matrix`.
+        classes: indices of the classes of interest.
+    """
+    iou = SegmentationScores.from_confusion(confusion).iou
+    counted = confusion[:, :-1]
+    chosen = np.isin(np.arange(len(iou)), list(classes))
+    seen = chosen & (counted.sum(0) + counted.sum(1) > 0)
+    return float(np.nansum(iou[seen]) / seen.sum()) if seen.any() else float("nan")

@@ -15,7 +15,11 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from cat_seg.plugin.evaluation.metrics import MIOU_DEFINITIONS, SegmentationScores
+from cat_seg.plugin.evaluation.metrics import (
+    MIOU_DEFINITIONS,
+    SegmentationScores,
+    interest_miou,
+)
 from cat_seg.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -37,6 +41,7 @@ class EvaluationResult:
     predictions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # COCO's RLE
     digests: dict[str, tuple[str, str]] = field(default_factory=dict)  # file name -> see `add`
     run: dict[str, str] = field(default_factory=dict)  # SHA-256 of what made the predictions
+    of_interest: tuple[int, ...] = ()  # classes of an average of their own, CoI-mIoU
 
     def add(
         self,
@@ -63,6 +68,7 @@ class EvaluationResult:
             first.limit,
             np.sum([p.confusion for p in parts], 0),
             run=first.run,
+            of_interest=first.of_interest,
         )
         for part in parts:
             merged.images |= part.images
@@ -98,6 +104,9 @@ class EvaluationResult:
     def summary(self) -> dict[str, Any]:
         """Return the figures in percent and what they rest on, as JSON takes them."""
         figures = self.scores.as_percentages(self.class_names)
+        figures = {key: value for key, value in figures.items() if "-" not in key}
+        if self.of_interest:
+            figures["CoI-mIoU"] = 100 * interest_miou(self.confusion, self.of_interest)
         return {
             "dataset": self.dataset,
             "images": len(self.images),
@@ -107,7 +116,7 @@ class EvaluationResult:
             "remark": self.remark,
             "left_out": dict(sorted(self.left_out.items())),
             "sha256": {**self.run, "data": self.data_digest},
-            **{key: _number(value) for key, value in figures.items() if "-" not in key},
+            **{key: _number(value) for key, value in figures.items()},
         }
 
     def classes(self) -> list[dict[str, Any]]:
@@ -145,6 +154,9 @@ def log_result(result: EvaluationResult) -> None:
     averages = scores.as_percentages(result.class_names)
     for key, meaning in MIOU_DEFINITIONS.items():
         logger.info("%s: %s %.4f, averaged over %s", result.dataset, key, averages[key], meaning)
+    if result.of_interest:
+        value = 100 * interest_miou(result.confusion, result.of_interest)
+        logger.info("%s: CoI-mIoU %.4f, over the classes of interest", result.dataset, value)
     for file_name, reason in sorted(result.left_out.items()):
         logger.warning("left out: %s: %s", file_name, reason)
     if result.remark:
