@@ -59,6 +59,9 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     # DATASETS.TRAIN and DATASETS.TEST. docs/data.md explains these keys and the optional ones:
     # IMAGE_SUFFIX, LABEL_SUFFIX, LIST, IGNORE, OFFSET, MAP, PALETTE, UNLABELLED.
     cfg.DATASETS.FOLDERS = []
+    # Several sets in DATASETS.TRAIN are trained on together, their classes united by name: how many
+    # samples each gives, up to a common factor. Empty: as many as it has images.
+    cfg.DATASETS.TRAIN_WEIGHTS = []
 
     # ---- solver ------------------------------------------------------------------------------
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # or "SGD"
@@ -116,7 +119,8 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
 
     # ---- head --------------------------------------------------------------------------------
     head = cfg.MODEL.SEM_SEG_HEAD
-    # JSON lists of class names. Empty: the names of DATASETS.TRAIN[0] and DATASETS.TEST[0].
+    # JSON lists of class names. Empty: the names of DATASETS.TRAIN together, and of
+    # DATASETS.TEST[0].
     head.TRAIN_CLASS_JSON = ""
     head.TEST_CLASS_JSON = ""
     # CLIP: "ViT-B/16", "ViT-L/14@336px", "ViT-H", "ViT-G", any open_clip name, or a path to a

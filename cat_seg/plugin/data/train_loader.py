@@ -160,7 +160,7 @@ def _shares(cfg: CfgNode, sizes: Sequence[int]) -> list[tuple[int, float]]:
     Raises:
         CATSegError: if there is not one positive weight for each of several.
     """
-    weights = list(cfg.DATASETS.get("TRAIN_WEIGHTS", ()))
+    weights = list(cfg.DATASETS.TRAIN_WEIGHTS)
     if not weights:
         return []
     if len(weights) != len(sizes) or not all(
