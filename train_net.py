@@ -10,11 +10,14 @@ Processes may also be started by `torchrun` or by SLURM's `srun`.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+from contextlib import nullcontext
 
 import cat_seg.plugin  # noqa: F401  (before any import of detectron2)
 
 # isort: split
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -23,27 +26,55 @@ from detectron2.utils.logger import setup_logger
 from cat_seg.plugin.checkpointer import CATSegCheckpointer
 from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, benchmark_splits
 from cat_seg.plugin.engine import Trainer, check_inputs, launch, load_config
+from cat_seg.plugin.engine.training_folder import begin_training, check_folder, training_facts
+from cat_seg.plugin.run_folder import RunFolder
 from cat_seg.resources import user_file
 from cat_seg.utils.memory import keep_freed_memory
+
+logger = logging.getLogger("cat_seg.train_net")
 
 
 def main(args: argparse.Namespace) -> None:
     """Run one process of a training or an evaluation."""
     keep_freed_memory()
     cfg = load_config(args.config_file, args.opts)
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="cat_seg")
     if not args.eval_only:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        trainer.train()
+        folder = RunFolder(cfg.OUTPUT_DIR, "training")
+        with folder.held() if comm.is_main_process() else nullcontext():
+            train(cfg, args, folder)
         return
+    set_up(cfg, args)
     model = Trainer.build_model(cfg)
     checkpointer = CATSegCheckpointer(model, cfg.OUTPUT_DIR)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
+
+
+def train(cfg: CfgNode, args: argparse.Namespace, folder: RunFolder) -> None:
+    """Train in a folder that no other run works in."""
+    notes = []
+    if comm.is_main_process():
+        notes = begin_training(
+            folder,
+            training_facts(cfg),
+            resume=args.resume,
+            overwrite=args.overwrite,
+            changed=args.changed,
+        )
+    set_up(cfg, args)
+    for note in notes:
+        logger.warning(note)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Write the log and the config to OUTPUT_DIR, and seed."""
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="cat_seg")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,6 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"evaluate on these, separated by commas, instead of DATASETS.TEST: "
         f"{', '.join(BENCHMARKS)}",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="a new training replaces the one in OUTPUT_DIR"
+    )
+    parser.add_argument(
+        "--changed",
+        action="store_true",
+        help="--resume also with other settings, weights, words or data, which are named",
     )
     return parser
 
@@ -69,6 +108,12 @@ if __name__ == "__main__":
         args.config_file = str(user_file(args.config_file))
         cfg = load_config(args.config_file, args.opts)
         check_inputs(cfg, train=not args.eval_only, resume=args.resume)
+        if not args.eval_only:
+            folder = RunFolder(cfg.OUTPUT_DIR, "training")
+            check_folder(folder, resume=args.resume, overwrite=args.overwrite)
         launch(main, args)
     except ValueError as error:
         sys.exit(f"train_net.py: {error}")
+    except KeyboardInterrupt:
+        print("train_net.py: interrupted", file=sys.stderr)
+        sys.exit(130)

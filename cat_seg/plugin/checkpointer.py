@@ -73,7 +73,7 @@ class CATSegCheckpointer(DetectionCheckpointer):
             raise ValueError(f"{file}: {error}") from error
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resumes from the newest readable checkpoint in `save_dir`, if any, else loads `path`.
+        """Resumes from the last readable checkpoint in `save_dir`, if any, else loads `path`.
 
         Raises:
             ValueError: There are checkpoints, but none can be read; or see `load`.
@@ -100,9 +100,19 @@ class CATSegCheckpointer(DetectionCheckpointer):
         return str(next(iter(self._saved()), ""))
 
     def _saved(self) -> list[Path]:
-        """Checkpoints in `save_dir`, the last written first."""
-        files = Path(self.save_dir).glob("model_*.pth") if self.save_dir else []
-        return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
+        """Checkpoints in `save_dir`: the one that `last_checkpoint` names, then by iteration.
+
+        Times of files tell nothing: copying and unpacking changes their order.
+        """
+        if not self.save_dir:
+            return []
+        files = Path(self.save_dir).glob("model_*.pth")
+        try:
+            last = (Path(self.save_dir) / "last_checkpoint").read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            last = ""
+        # "model_final" sorts behind all numbers, which have seven digits.
+        return sorted(files, key=lambda f: (f.name == last, f.name), reverse=True)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Writes `save_dir`/`name`.pth, which appears there only when it is complete."""

@@ -30,7 +30,8 @@ _LOCK = ".cat-seg.lock"
 # What decides where and how fast a run is, and nothing of its result.
 _WITHOUT_EFFECT = (
     *("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.SEM_SEG_HEAD.CLIP_WEIGHTS"),
-    *("TEST.TEXT_CACHE", "DATASETS.FOLDERS", "DATALOADER.NUM_WORKERS"),
+    *("TEST.TEXT_CACHE", "DATASETS.FOLDERS", "DATASETS.TEST", "TEST.EVAL_PERIOD"),
+    *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_KEEP", "SOLVER.MAX_BAD_IMAGES"),
 )
 
 
@@ -39,7 +40,7 @@ class RunFolder:
 
     Attributes:
         facts: what decides the results of the run that is recorded; None if none is.
-        wrote: names of the files that it wrote, with their SHA-256.
+        wrote: names of the files that it wrote, with their SHA-256; "" while one is being written.
     """
 
     def __init__(self, folder: str | Path, kind: str) -> None:
@@ -64,7 +65,7 @@ class RunFolder:
             )
         # Names only: nothing outside the folder is ever taken for a file of the run.
         names = {k: str(v) for k, v in wrote.items() if k == os.path.basename(k)}
-        self.facts, self.wrote = facts, names
+        self.facts, self.wrote = facts or None, names
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -120,9 +121,14 @@ class RunFolder:
             self.wrote = {}
         self._save()
 
-    def add(self, *paths: Path) -> None:
-        """List files of the folder as written by the run, with what is in them now."""
-        self.wrote |= {path.name: digest(path) for path in paths}
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """List a file that is written in the block; before, so that a kill leaves none unlisted."""
+        self.wrote.pop(name, None)
+        self.wrote[name] = ""
+        self._save()
+        yield
+        self.wrote[name] = digest(self.folder / name)
         self._save()
 
     def remove(self, *names: str) -> None:
@@ -133,13 +139,8 @@ class RunFolder:
             del self.wrote[name]
         self._save()
 
-    def is_whole(self, name: str) -> bool:
-        """Tell whether a file is as the run wrote it."""
-        path = self.folder / name
-        return path.is_file() and self.wrote.get(name) == digest(path)
-
     def _save(self) -> None:
-        record = {"cat-seg": f"a {self.kind}, see docs", "facts": self.facts, "wrote": self.wrote}
+        record = {"facts": self.facts or {}, "wrote": self.wrote}
         with atomic_write(self._file) as part:
             part.write_text(json.dumps(record, indent=1), encoding="utf-8")
 

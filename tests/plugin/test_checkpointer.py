@@ -218,6 +218,21 @@ def test_resume_takes_the_newest_readable(tmp_path, damage, caplog):
     assert ("model_0000007.pth" in caplog.text) == (damage != "none")
 
 
+def test_resume_goes_by_last_checkpoint_and_never_by_time(tmp_path):
+    old, new = save(tmp_path, 3), save(tmp_path, 7)
+    os.utime(old, ns=(9 * 10**9, 9 * 10**9))
+    assert resume(tmp_path)[0] == 7
+    (tmp_path / "last_checkpoint").unlink()
+    assert resume(tmp_path)[0] == 7
+    (tmp_path / "last_checkpoint").write_text(old.name)
+    assert resume(tmp_path)[0] == 3
+    content = bytearray(new.read_bytes())
+    (tmp_path / "last_checkpoint").write_text(new.name)
+    content[content.index(torch.tensor(7.0).numpy().tobytes()) + 1] ^= 1  # one bit of a weight
+    new.write_bytes(content)
+    assert resume(tmp_path)[0] == 3
+
+
 def test_resume_needs_one_readable(tmp_path):
     save(tmp_path, 3).write_bytes(b"")
     with pytest.raises(ValueError, match="none of the 1 checkpoints"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+import re
+import signal
+import threading
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -11,8 +13,12 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from cat_seg.plugin.engine.random_state import random_state, set_random_state
+from cat_seg.plugin.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+_AGREE_PERIOD = 5  # iterations after which several ranks ask each other for a signal
 
 
 class Checkpoints(HookBase):
@@ -33,21 +39,58 @@ class Checkpoints(HookBase):
         self.checkpointer = checkpointer
         self.period = period
         self.keep = keep
+        self._folder: RunFolder | None = None  # whose record lists what may be removed
+        self._signal = 0  # that asks for the end
+        self._handlers: dict[int, Any] = {}
         self._ranks: list[dict[str, Any]] = []
         self._random_state: dict[str, Any] | None = None
 
     def before_train(self) -> None:
-        """Put the random state back, as late as possible."""
+        """Put the random state back, as late as possible; from now on, signals are waited for."""
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._stop) for number in _SIGNALS}
         if self._random_state is not None:
             set_random_state(self._random_state)
             self._random_state = None
 
+    def after_train(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _stop(self, number: int, _: Any) -> None:
+        self._signal = number
+        self.after_train()  # a second one ends at once
+
+    def _asked_to_stop(self, done: int) -> int:
+        """Return the signal that came to any rank, on which all agree now and then; 0 for none."""
+        if comm.get_world_size() == 1:
+            return self._signal
+        if done % _AGREE_PERIOD:
+            return 0
+        return max(comm.all_gather(self._signal))
+
     def after_step(self) -> None:
-        """Write a checkpoint if it is time."""
+        """Write a checkpoint if it is time, or if a signal asks for the end.
+
+        Raises:
+            SystemExit: with 128 + the signal's number, once the checkpoint is written.
+        """
         done = self.trainer.iter + 1
         is_final = done == self.trainer.max_iter
-        if not is_final and done % self.period:
-            return
+        number = self._asked_to_stop(done)
+        if is_final or number or not done % self.period:
+            self._save(is_final)
+        if number and not is_final:
+            logger.warning(
+                "Stopped by %s after iteration %d; --resume goes on from there.",
+                signal.Signals(number).name,
+                self.trainer.iter,
+            )
+            raise SystemExit(128 + number)
+
+    def _save(self, is_final: bool) -> None:
         stream = self.trainer.data_loader.dataset
         position = self.trainer._trainer.next_position
         self._ranks = comm.gather(
@@ -55,13 +98,15 @@ class Checkpoints(HookBase):
         )
         if comm.is_main_process():
             name = "model_final" if is_final else f"model_{self.trainer.iter:07d}"
-            self.checkpointer.save(name, iteration=self.trainer.iter)
-            self._remove_old()
+            self._folder = self._folder or RunFolder(self.checkpointer.save_dir, "training")
+            with self._folder.writing(f"{name}.pth"):
+                self.checkpointer.save(name, iteration=self.trainer.iter)
+            self._remove_old(self._folder)
 
-    def _remove_old(self) -> None:
-        checkpoints = sorted(Path(self.checkpointer.save_dir).glob("model_[0-9]*.pth"))
-        for path in checkpoints[: -self.keep] if self.keep else []:
-            path.unlink()
+    def _remove_old(self, folder: RunFolder) -> None:
+        """Remove old checkpoints of this run; what its record does not list is left alone."""
+        checkpoints = sorted(name for name in folder.wrote if re.match(r"model_\d+\.pth$", name))
+        folder.remove(*(checkpoints[: -self.keep] if self.keep else []))
 
     def state_dict(self) -> dict[str, Any]:
         """Return random state, seed and position of every rank."""

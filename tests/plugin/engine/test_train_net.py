@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
+import os
 import runpy
+import signal
 import sys
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
+from cat_seg.plugin.run_folder import RunFolder
 from tests.plugin.engine.toy import CLASSES, register_toy_data, toy_config
 
 TRAIN_NET = Path(__file__).parents[3] / "train_net.py"
@@ -100,6 +103,60 @@ def test_a_run_that_is_killed_resumes(config_file: Path, tmp_path: Path) -> None
     for name, value in runs[0].items():
         assert torch.equal(value, runs[1][name]), name
     assert len(list(killed.glob("model_0*.pth"))) == 2
+
+
+def test_a_folder_is_of_one_training(config_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    base = ("--config-file", config_file, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 8)
+    code, printed = train_net(tmp_path, *base)
+    assert code == 0, printed
+    record = json.loads((out / "training.json").read_text())
+    assert record["facts"]["SOLVER.BASE_LR"] == 0.05 and len(record["facts"]["data"]) == 64
+    assert set(record["wrote"]) == {"model_0000003.pth", "model_final.pth"}
+    before = (out / "config.yaml").read_bytes()
+
+    code, printed = train_net(tmp_path, *base)
+    assert code == 1 and "holds an earlier training" in printed and "--overwrite" in printed
+    code, printed = train_net(tmp_path, "--resume", *base, "SOLVER.BASE_LR", 0.1, "SEED", 7)
+    assert code == 1 and "another run: SEED: 1 -> 7; SOLVER.BASE_LR: 0.05 -> 0.1. " in printed
+    assert (out / "config.yaml").read_bytes() == before
+    Path(tmp_path / "images/1.png").write_bytes((tmp_path / "images/2.png").read_bytes())
+    code, printed = train_net(tmp_path, "--resume", *base)
+    assert code == 1 and "another run: data: " in printed and "Traceback" not in printed
+    code, printed = train_net(tmp_path, "--resume", "--changed", *base)
+    assert code == 0 and "Goes on with another data" in printed
+
+    (out / "model_0000099.pth").write_bytes(b"mine")
+    code, printed = train_net(tmp_path, "--overwrite", *base)
+    assert code == 1 and "model_0000099.pth, which no record lists" in printed
+    (out / "model_0000099.pth").unlink()
+    code, printed = train_net(tmp_path, "--overwrite", *base, "SOLVER.MAX_ITER", 2)
+    assert code == 0, printed
+    assert {path.name for path in out.glob("model_*")} == {"model_final.pth"}
+
+
+def test_two_trainings_do_not_share_a_folder(config_file: Path, tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "out", "training").held():
+        code, printed = train_net(tmp_path, "--config-file", config_file)
+    assert code == 1 and "another run works in it" in printed and "Traceback" not in printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_a_training_with_a_checkpoint(
+    config_file: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    options = ("SOLVER.MAX_ITER", 100_000, "SOLVER.CHECKPOINT_PERIOD", 99_999)
+    (tmp_path / "output.txt").touch()
+    process = start(tmp_path, "--config-file", config_file, *options)
+    while process.is_alive() and "eta: " not in (tmp_path / "output.txt").read_text():
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    process.join(60)
+    printed = (tmp_path / "output.txt").read_text()
+    assert process.exitcode == 128 + number, printed
+    (checkpoint,) = (tmp_path / "out").glob("model_*.pth")
+    assert f"Stopped by {number.name} after iteration {int(checkpoint.stem[6:])}" in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.parametrize(
