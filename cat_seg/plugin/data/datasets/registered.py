@@ -60,7 +60,7 @@ def import_plugin(module: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        hint = ' `pip install "cat-seg[mess]"` brings it.' if module == "mess.datasets" else ""
+        hint = " `pip install mess-benchmark` brings it." if module == "mess.datasets" else ""
         raise CATSegError(f"{module} cannot be imported ({error}).{hint}") from error
 
 
