@@ -34,6 +34,7 @@ from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, SPLITS
 from cat_seg.plugin.data.datasets.registered import adopt, import_plugin, mess_datasets
 from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
 from cat_seg.plugin.engine import launch, load_config
+from cat_seg.plugin.engine.checks import check_settings
 from cat_seg.plugin.evaluation import SegmentationEvaluator, build_evaluator
 from cat_seg.plugin.evaluation.domains import domain_table
 from cat_seg.plugin.evaluation.protocol import deviations, published_model
@@ -110,7 +111,9 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     for module in args.plugin:
         import_plugin(module)
     output = ["OUTPUT_DIR", args.output] if args.output else []
-    return load_config(args.config_file, [*args.opts, *output])
+    cfg = load_config(args.config_file, [*args.opts, *output])
+    check_settings(cfg)
+    return cfg
 
 
 def chosen_datasets(cfg: CfgNode, asked: str = "") -> list[str]:

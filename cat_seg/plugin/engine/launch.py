@@ -14,6 +14,8 @@ from detectron2.engine import launch as launch_detectron2
 from detectron2.utils import comm
 from torch import distributed
 
+from cat_seg.errors import CATSegError
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,6 +38,11 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
     --num-gpus of them on each of --num-machines. Without a GPU they talk through gloo.
     """
     context = find_context(os.environ)
+    if args.num_gpus < 1 or args.num_machines < 1:
+        raise CATSegError(
+            f"--num-gpus is {args.num_gpus} and --num-machines {args.num_machines}; expected the "
+            "number of processes, at least 1, on CPU too."
+        )
     if context is None:
         launch_detectron2(
             main,

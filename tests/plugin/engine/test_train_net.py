@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
+from cat_seg.plugin.engine import check_inputs
 from cat_seg.plugin.run_folder import RunFolder
-from tests.plugin.engine.toy import CLASSES, register_toy_data, toy_config
+from tests.plugin.engine.toy import CLASSES, NAME, register_toy_data, toy_config
 
 TRAIN_NET = Path(__file__).parents[3] / "train_net.py"
 
@@ -135,6 +137,17 @@ def test_a_folder_is_of_one_training(config_file: Path, tmp_path: Path) -> None:
     assert {path.name for path in out.glob("model_*")} == {"model_final.pth"}
 
 
+@pytest.mark.parametrize("kind", ["sem_seg_of_another_world", None])
+def test_an_evaluator_that_is_not_there_is_told_before_the_start(tmp_path: Path, kind) -> None:
+    register_toy_data(tmp_path)
+    MetadataCatalog.get(NAME).evaluator_type = "sem_seg"
+    check_inputs(toy_config(tmp_path, "DATASETS.TEST", (NAME,)), train=True)
+    MetadataCatalog.remove(NAME)
+    MetadataCatalog.get(NAME).set(stuff_classes=CLASSES, vocabulary=CLASSES, evaluator_type=kind)
+    with pytest.raises(ValueError, match="has evaluator_type"):
+        check_inputs(toy_config(tmp_path, "DATASETS.TEST", (NAME,)), train=True)
+
+
 def test_two_trainings_do_not_share_a_folder(config_file: Path, tmp_path: Path) -> None:
     with RunFolder(tmp_path / "out", "training").held():
         code, printed = train_net(tmp_path, "--config-file", config_file)
@@ -176,6 +189,9 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
             "has 20 names, but own_data has 2 classes",
         ),
         (("{config}", "DATASETS.TRAIN", "()"), "DATASETS.TRAIN is empty"),
+        (("{config}", "TEST.AUG.ENABLED", True), "TEST.AUG.ENABLED is True"),
+        (("{config}", "--num-gpus=0"), "--num-gpus is 0"),
+        (("{config}", "OUTPUT_DIR", "/proc/none"), "OUTPUT_DIR /proc/none"),
         (("{config}", "--benchmark", "ade150"), "ADEChallengeData2016"),
         (("{config}", "--benchmark", "pc59,ade"), "'ade' is unknown; expected one or several of"),
     ],
@@ -190,7 +206,7 @@ def test_what_is_missing_is_told_in_one_sentence(
         else:
             filled.append(config_file if argument == "{config_path}" else argument)
     # Flags come before the options.
-    filled.sort(key=lambda argument: argument not in ("--eval-only", "--resume"))
+    filled.sort(key=lambda argument: argument not in ("--eval-only", "--resume", "--num-gpus=0"))
     code, printed = train_net(tmp_path, *filled)
     assert code == 1
     assert "Traceback" not in printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -79,6 +80,11 @@ class FolderData:
         name = entry["NAME"]
         if not isinstance(name, str) or not name:
             raise CATSegError(f"DATASETS.FOLDERS: NAME is {name!r}; expected a name.")
+        if not re.fullmatch(r"\w[\w .+-]{0,99}", name):  # results go into a folder of this name
+            raise CATSegError(
+                f"DATASETS.FOLDERS: NAME is {name!r}; expected at most 100 letters, digits, blanks "
+                "and any of _ . + -: it is no path."
+            )
         if name in {split.name for split in SPLITS}:
             raise CATSegError(
                 f"DATASETS.FOLDERS: {name} is a published split; choose another NAME."

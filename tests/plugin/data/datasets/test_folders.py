@@ -101,6 +101,14 @@ def test_mistakes_are_named(data, spoil, said):
         load(data)
 
 
+@pytest.mark.parametrize(
+    "name", ["../../escaped", "a/b", "..", "/tmp", "a\\b", "a\x1b[2J", "x" * 101]
+)
+def test_a_name_is_no_path(data, name):
+    with pytest.raises(ValueError, match=r"NAME is .* it is no path"):
+        register(data, NAME=name)
+
+
 def test_data_that_nothing_asks_for_may_be_missing(data):
     """A model's config names the data that it was trained on; segmenting a photo needs none."""
     for folder in ("images", "labels"):
