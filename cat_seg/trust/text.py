@@ -65,8 +65,8 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > _YAML_BYTES:
         raise CATSegError(f"not YAML ({len(text)} characters; expected at most {_YAML_BYTES}).")
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -76,8 +76,6 @@ def parse_yaml(text: str) -> Any:
         raise CATSegError(f"not YAML ({' '.join(str(error).split())}).") from error
     except (AttributeError, KeyError, IndexError) as error:  # PyYAML's, of tags on wrong values
         raise CATSegError(f"not YAML ({type(error).__name__}: {error}).") from error
-    finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
 
 
 def check_config(path: str | Path) -> None:
