@@ -3,8 +3,8 @@
     python docs/tools/benchmark.py --config-file configs/vitl.yaml --classes 150 --against-reference
 
 Weights and text features are random: what they are changes no time. `--against-reference` runs the
-reference implementation too, tests/plain.py, straight from the formulas, in the same process on the
-same weights, in turns, and compares the results. Memory is that beyond the weights, of the first
+reference too, tests/reference.py, straight from the formulas, in the same process on the same
+weights, in turns, and compares the results. Memory is that beyond the weights, of the first
 run. Stages are timed inside the model; `torch.utils.benchmark` measures the peak of the machine.
 `--training B` measures forward and backward pass of a batch of B crops instead, `--text` encoding
 the first names of the config's vocabulary in all templates.
@@ -264,18 +264,18 @@ def text_runners(
 
 
 def load_reference() -> ModuleType:
-    """Load the reference implementation, tests/plain.py of the clone.
+    """Load the reference implementation, tests/reference.py of the clone.
 
     Raises:
         ValueError: where there is none.
     """
     try:
-        path = project_file("tests/plain.py")
+        path = project_file("tests/reference.py")
     except ValueError as error:
         raise ValueError(
-            "--against-reference needs a clone: tests/plain.py is not there."
+            "--against-reference needs a clone: tests/reference.py is not there."
         ) from error
-    spec = importlib.util.spec_from_file_location("plain", path)
+    spec = importlib.util.spec_from_file_location("reference", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

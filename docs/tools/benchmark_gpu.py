@@ -6,7 +6,7 @@ Weights and text features are random, made on the device: what they are changes 
 480 x 640 image with the sliding window: milliseconds (median, host clock around synchronisation),
 gigabytes beyond the weights, TFLOP/s, and the share of labels that differ from float32 (with random
 weights nearly all classes tie, so that this is an upper bound; see docs/performance.md for trained
-weights). The reference, tests/plain.py, runs in the same process on the same weights. Besides: the
+weights). The reference, tests/reference.py, runs in the same process on the same weights. Also: the
 card's ceilings, a training step, and encoding a vocabulary.
 """
 

@@ -23,7 +23,7 @@ from cat_seg.modeling.aggregator.correlation import correlate
 from cat_seg.modeling.chunks import _DIVISOR
 from cat_seg.modeling.losses import mask_bce
 from cat_seg.plugin import CATSeg
-from tests import plain
+from tests import reference
 from tests.golden import GOLDEN, load_golden
 from tests.golden_model import golden_cfg, golden_model, mapped_image, resized
 
@@ -145,8 +145,8 @@ def test_the_whole_model_is_the_plain_formulation(name: str, tmp_path, mapped: T
     cfg, model = golden_cfg(name, tmp_path, *chunks), golden_model(name, tmp_path, *chunks)
     with torch.no_grad():
         text = model.head.text_features()
-        expected = plain.segment(
-            model.state_dict(), mapped.float(), text, 40, 50, **plain.settings(cfg, model)
+        expected = reference.segment(
+            model.state_dict(), mapped.float(), text, 40, 50, **reference.settings(cfg, model)
         )
     actual = model([{"image": mapped, "height": 40, "width": 50}])[0]["sem_seg"]
     torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Every part of the aggregator against the plain formulation, in chunks and whole."""
+"""Every part of the aggregator against the reference, in chunks and whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cat_seg.modeling.aggregator.class_aggregation import ClassAggregation
 from cat_seg.modeling.aggregator.correlation import correlate, most_similar_classes
 from cat_seg.modeling.aggregator.decoder import DecoderBlock
 from cat_seg.modeling.aggregator.spatial_aggregation import SpatialAggregation, window_regions
-from tests import plain
+from tests import reference
 
 TO_PLAIN, FROM_PLAIN = "B T H W C -> B C T H W", "B C T H W -> B T H W C"
 
@@ -41,7 +41,7 @@ def test_spatial_aggregation(grid: tuple[int, int], window: int, guidance: int):
     appearance = torch.randn(2, *grid, guidance) if guidance else None
     actual = block(x, block.guide(appearance))
     maps = None if appearance is None else rearrange(appearance, "B H W G -> B G H W")
-    expected = plain.spatial_aggregation(
+    expected = reference.spatial_aggregation(
         {f"s.{k}": v for k, v in block.state_dict().items()},
         "s", rearrange(x, TO_PLAIN), maps, 4, window,
     )  # fmt: skip
@@ -73,7 +73,7 @@ def test_class_aggregation(kind: str, pooling: tuple[int, int], padding: int, gu
     text = torch.randn(5, guidance) if guidance else None
     with torch.no_grad():
         actual = block(x.clone(), text)
-    expected = plain.class_aggregation(
+    expected = reference.class_aggregation(
         {f"c.{k}": v for k, v in block.state_dict().items()}, "c", rearrange(x, TO_PLAIN),
         None if text is None else text.expand(2, -1, -1), 4, kind, pooling, padding,
     )  # fmt: skip
@@ -98,7 +98,7 @@ def test_decoder_block(guidance: int):
     maps = torch.randn(2, guidance, 10, 14) if guidance else None
     actual = block(x, block.guide(maps, (10, 14)), block.kernel())
     weights = {f"d.{k}": v for k, v in block.state_dict().items()}
-    close(actual, plain.decoder_block(weights, "d", x, maps))
+    close(actual, reference.decoder_block(weights, "d", x, maps))
 
 
 @pytest.mark.parametrize("sizes", [(60, 1), (10, 16), (32, 32)])
@@ -111,7 +111,7 @@ def test_decoder_sizes_that_cannot_fit_are_explained(sizes: tuple[int, int]):
 def test_correlation_and_selection():
     unit = nn.functional.normalize
     features, text = unit(torch.randn(2, 3, 5, 8), dim=-1), unit(torch.randn(9, 4, 8), dim=-1)
-    cost = plain.cost_volume(rearrange(features, "B H W D -> B D H W"), text)
+    cost = reference.cost_volume(rearrange(features, "B H W D -> B D H W"), text)
     close(correlate(features, text), rearrange(cost, "B P T H W -> B T H W P"))
     best = cost[1].amax((0, 2, 3)).topk(4).indices.sort().values
     assert torch.equal(most_similar_classes(features[1], text, 4, length=2), best)
@@ -156,7 +156,9 @@ def test_aggregator(change: dict[str, Any], plainly: dict[str, Any]):
     model = random_weights(Aggregator(**{**ARGS, **change}), std=0.15)
     features, text, guidance = inputs()
     options = {"window": 4, **plainly}
-    expected = plain.aggregator(dict(model.state_dict()), "", features, text, guidance, **options)
+    expected = reference.aggregator(
+        dict(model.state_dict()), "", features, text, guidance, **options
+    )
     with torch.no_grad():
         whole = dense(model(features, text, guidance))
         close(whole, expected)

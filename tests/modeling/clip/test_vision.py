@@ -1,4 +1,4 @@
-"""The dense image encoder, against the golden runs, open_clip and a plain formulation."""
+"""The dense image encoder, against the golden runs, open_clip and a reference."""
 
 import numpy as np
 import pytest

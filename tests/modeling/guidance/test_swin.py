@@ -1,4 +1,4 @@
-"""D2SwinTransformer against the golden run, a plain formulation, and the released names."""
+"""D2SwinTransformer against the golden run, a reference, and the released names."""
 
 import numpy as np
 import pytest
