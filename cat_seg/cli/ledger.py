@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -107,7 +108,7 @@ class Ledger:
     def _write(self, record: dict[str, Any]) -> None:
         assert self._file, "it is a context manager"
         self._take(record)
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record | {"sum": _sum(record)}) + "\n")
         self._file.flush()
 
     def _take(self, record: dict[str, Any]) -> None:
@@ -133,7 +134,21 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
     for line in lines[1:]:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and {"output", "files"} <= record.keys():
+        if _is_whole(record):
             yield record
+
+
+def _sum(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record).encode())
+
+
+def _is_whole(record: Any) -> bool:
+    """Tell whether a line is as it was written; earlier versions wrote no sum."""
+    if not isinstance(record, dict) or not isinstance(record.get("output"), str):
+        return False
+    if "sum" in record and record.pop("sum") != _sum(record):
+        return False
+    whole = isinstance(record.get("files"), dict)
+    return whole and ("job" not in record or isinstance(record.get("result"), dict))

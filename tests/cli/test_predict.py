@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from cat_seg.cli import predict as module
+from cat_seg.cli.ledger import Ledger
 from cat_seg.cli.main import main
 from cat_seg.errors import CATSegError
 from cat_seg.images import read
@@ -195,6 +196,18 @@ def test_files_that_cat_seg_did_not_write_are_left(model, photos, capsys):
     Path("output/b_labels.json").write_text("{}")
     assert predict("photos/b.jpg", "--overwrite") == 1
     assert Path("output/b_labels.json").read_text() == "{}"
+
+
+def test_a_line_of_the_ledger_that_was_changed_is_not_believed(tmp_path):
+    path = tmp_path / "a.png"
+    with Ledger(tmp_path) as ledger:
+        ledger.begin(Path("a"), [path])
+        path.write_bytes(b"1")
+        ledger.finish(Path("a"), [path], {"settings": "x"}, {"areas": {"cat": 0.5}})
+    assert Ledger(tmp_path).result(Path("a"), {"settings": "x"}) == {"areas": {"cat": 0.5}}
+    record = tmp_path / "cat-seg.jsonl"
+    record.write_text(record.read_text().replace("0.5", "0.7"))
+    assert Ledger(tmp_path).result(Path("a"), {"settings": "x"}) is None
 
 
 def test_a_ledger_that_is_not_ours_is_left(model, photos, capsys):

@@ -155,6 +155,39 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     assert "Text features are not kept for next time" in caplog.text
 
 
+def test_the_cache_is_bounded_and_keeps_what_was_used_last(tmp_path, monkeypatch):
+    clip = tiny_clip()
+
+    def embed(name: str):
+        return embed_text(clip, [name], TEMPLATES, synonyms="mean", cache_dir=tmp_path)
+
+    embed("cat")
+    (cat,) = tmp_path.iterdir()
+    monkeypatch.setattr("cat_seg.modeling.text_embedding._CACHE_BYTES", 2 * cat.stat().st_size)
+    (tmp_path / "mine.safetensors").write_bytes(b"0" * 10_000)
+    embed("dog")
+    (dog,) = set(tmp_path.glob("[0-9a-f]*")) - {cat}
+    os.utime(cat, (1, 1))
+    os.utime(dog, (2, 2))
+    embed("cat")  # used now
+    embed("sofa")
+    left = set(tmp_path.iterdir())
+    assert cat in left and dog not in left and tmp_path / "mine.safetensors" in left
+    assert len(left) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["token_embedding.weight", "positional_embedding", "ln_final.weight", "text_projection"]
+)
+def test_every_weight_of_the_text_encoder_counts(tmp_path, name):
+    clip = tiny_clip()
+    before = embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path)
+    with torch.no_grad():
+        clip.state_dict()[name].mul_(0.5).add_(0.1)
+    after = embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path)
+    assert not torch.equal(before, after)
+
+
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("CAT_SEG_CACHE", str(tmp_path))
     assert default_cache_dir() == tmp_path / "text"
