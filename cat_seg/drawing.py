@@ -337,7 +337,7 @@ def _draw_legend(
         font_size = max(SMALLEST_FONT, int(font_size * 0.85))  # rather than many columns
     height = max(height, 2 * margin + line * min(rows, len(entries)))
     columns = [entries[i : i + rows] for i in range(0, len(entries), rows)]
-    share_width = text_width("00.0%", font_size)
+    share_width = max(text_width(entry[1], font_size) for entry in entries)
     widths = [
         int(3.2 * font_size)
         + share_width

@@ -33,6 +33,7 @@ _EXPECTED = {
     **dict.fromkeys(("brick", "brick wall"), (175, 85, 65)),
     **dict.fromkeys(("wood",), (165, 115, 70)),
     **dict.fromkeys(("rock", "stone", "gravel"), (150, 145, 140)),
+    **dict.fromkeys(("background",), (130, 130, 130)),
 }
 # A name that says a colour is drawn in a shade of it.
 _HUES = {

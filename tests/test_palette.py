@@ -44,4 +44,5 @@ def test_a_name_that_says_a_colour_gets_a_shade_of_it():
         assert color[0] > 1.5 * max(color[1], color[2])
     assert blue[2] > 1.3 * max(blue[0], blue[1])
     assert min(yellow[0], yellow[1]) > 1.5 * yellow[2]
+    assert np.ptp(name_colors(["background"])) == 0  # grey
     assert min(np.abs(red - star).sum(), np.abs(red - apple).sum()) > 20
