@@ -38,6 +38,7 @@ SHIPPED_YAML = f"configs/{SHIPPED}.yaml"
 FOR_PHOTOGRAPHS = "large-2024"  # the one to advise
 _SHOWN_PICTURES = 20  # of more, not each gets a line
 _SHOWN_NAMES = 8  # of a picture, largest first
+_LONGEST_STEM = 240  # bytes
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # after which no other picture fares better
 
 
@@ -335,7 +336,16 @@ def _pictures(inputs: Sequence[str]) -> Iterator[tuple[Path, Path]]:
                 except CATSegError:  # not its folder
                     ledgers[folder] = None
         if not any(ledger.wrote(path.absolute()) for f in folders if (ledger := ledgers[f])):
-            yield path, output
+            yield path, _within_limits(output)
+
+
+def _within_limits(output: Path) -> Path:
+    """Shorten a stem so that endings may be added; file systems take names of 255 bytes."""
+    if len(os.fsencode(output.name)) <= _LONGEST_STEM:
+        return output
+    digest = hashlib.sha256(os.fsencode(output.name)).hexdigest()[:16]
+    start = os.fsencode(output.name)[: _LONGEST_STEM - 17].decode(errors="ignore")
+    return output.with_name(f"{start}-{digest}")
 
 
 def _what_is_wrong(path: Path) -> CATSegError:

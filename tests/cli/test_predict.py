@@ -14,6 +14,7 @@ from PIL import Image
 from cat_seg.cli import predict as module
 from cat_seg.cli.ledger import Ledger
 from cat_seg.cli.main import main
+from cat_seg.cli.predict import _pictures
 from cat_seg.errors import CATSegError
 from cat_seg.images import read
 from cat_seg.segmentation import Segmentation
@@ -208,6 +209,18 @@ def test_a_line_of_the_ledger_that_was_changed_is_not_believed(tmp_path):
     record = tmp_path / "cat-seg.jsonl"
     record.write_text(record.read_text().replace("0.5", "0.7"))
     assert Ledger(tmp_path).result(Path("a"), {"settings": "x"}) is None
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_names_as_long_as_they_can_be(tmp_path, monkeypatch, letter):
+    monkeypatch.chdir(tmp_path)
+    stems = [letter * (250 // len(letter.encode()) - 1) + end for end in "ab"]
+    for stem in stems:
+        Image.new("RGB", (8, 8)).save(f"{stem}.png")
+    outputs = [output for _, output in _pictures([str(tmp_path)])]
+    assert len(set(outputs)) == 2
+    for output in outputs:
+        output.with_name(f"{output.name}_overlay.jpg").touch()
 
 
 def test_a_ledger_that_is_not_ours_is_left(model, photos, capsys):
