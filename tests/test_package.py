@@ -104,6 +104,12 @@ sys.exit(main(["evaluate", "--config-file", "configs/synthetic.yaml"]))
     assert "Traceback" not in result.stderr
 
 
+def test_ci_runs_the_test_command_of_the_readme():
+    command = 'pip install -e ".[test]" && pytest\n'
+    for name in ("README.md", ".ci/run"):
+        assert f"\n{command}" in (ROOT / name).read_text(encoding="utf-8"), name
+
+
 def test_the_version_is_written_once():
     assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "cat_seg.__version__"}
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", cat_seg.__version__)

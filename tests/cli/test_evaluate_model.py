@@ -66,6 +66,7 @@ def run(config: Path, output: Path) -> dict:
     return json.loads((output / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_two_vocabularies_whole_and_interrupted(config, tmp_path, monkeypatch):
     whole = run(config, tmp_path / "whole")
     assert [data["dataset"] for data in whole["datasets"]] == ["names", "other_names"]

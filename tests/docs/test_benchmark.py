@@ -18,6 +18,7 @@ TILES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [SMALL, SMALL_2024])
 def test_both_implementations_are_measured_and_agree(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
@@ -41,6 +42,7 @@ def test_both_implementations_are_measured_and_agree(
     assert "times as fast" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_steps_are_measured_and_agree(tmp_path: Path):
     file = tmp_path / "out.json"
     options = ["--classes", "5", "--repeat", "1", "--training", "3", "--against-reference"]

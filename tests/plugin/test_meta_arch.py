@@ -153,6 +153,7 @@ def test_the_whole_model_is_the_plain_formulation(name: str, tmp_path, mapped: T
     assert torch.equal(actual.argmax(0), expected.argmax(0))
 
 
+@pytest.mark.slow
 def test_more_classes_than_the_limit(tmp_path):
     model = golden_model("clip_tiny", tmp_path)
     names = class_names("ade847")[:300]
@@ -225,6 +226,7 @@ def test_a_volume_in_half_precision_changes_little(model: CATSeg, mapped: Tensor
     torch.testing.assert_close(approximate, exact, atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_compiled_parts_compute_the_same(
     name: str, model: CATSeg, mapped: Tensor, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -19,6 +19,7 @@ def test_the_threshold_keeps_the_share_that_is_asked_for(model: CATSeg):
     assert strict.absent_refused > loose.absent_refused
 
 
+@pytest.mark.slow
 def test_the_shipped_threshold_is_the_calibrated_one(model: CATSeg):
     told = model.card["none_of_these"]
     assert model.threshold == told["threshold"]

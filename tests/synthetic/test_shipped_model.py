@@ -26,6 +26,7 @@ def test_the_shipped_weights_are_small_and_half_precision():
     assert all(t.dtype == torch.float16 for t in weights.values() if t.is_floating_point())
 
 
+@pytest.mark.slow
 def test_figures_of_the_shipped_model_do_not_drop(model):
     vocabulary = model.vocabulary(NAMES)
     confusion = np.zeros((len(NAMES), len(NAMES)), np.int64)

@@ -13,6 +13,7 @@ from tests.golden import GOLDEN, Run, load_golden
 from tests.golden_model import golden_cfg, golden_model, mapped_image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
 def test_three_steps_of_the_published_training(name: str, tmp_path: Path) -> None:
     golden = load_golden(name)
