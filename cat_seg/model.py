@@ -11,6 +11,7 @@ B images or crops, T classes, P prompt templates, D text width, H and W position
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -37,6 +38,10 @@ from cat_seg.segmentation import Segmentation
 from cat_seg.vocabulary import Vocabulary, Words
 
 logger = logging.getLogger(__name__)
+
+# OpenMP's threads do not come along with a fork, and torch would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 # A picture of which less than this share is labelled holds none of the words.
 NOTHING_FOUND = 0.05

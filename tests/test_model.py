@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -224,3 +225,23 @@ def test_the_library_runs_where_detectron2_may_not_even_be_named():
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_may_use_the_model_of_its_parent():
+    """In a process of its own, because what it tries may hang."""
+    script = """
+import os, signal, sys, numpy, torch
+from cat_seg import CATSeg
+torch.set_num_threads(2)
+model = CATSeg.from_pretrained("synthetic", "cpu")
+picture = numpy.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=numpy.uint8)
+before = model.predict(picture, ["grass", "sky"]).labels
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    os._exit(not (model.predict(picture, ["grass", "sky"]).labels == before).all())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == 0
