@@ -6,6 +6,7 @@ to replace if a line names it and its content is still what was written.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
@@ -13,8 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import FileLock, Timeout
+
 from cat_seg.errors import CATSegError
-from cat_seg.utils.files import digest
+from cat_seg.utils.files import LOCK, digest, remove_parts
 
 NAME = "cat-seg.jsonl"
 _HEADER = {"cat-seg": "what was written into this folder, by which picture, model and words"}
@@ -37,6 +40,7 @@ class Ledger:
         self._done: dict[str, dict[str, Any]] = {}  # by output
         self._files: dict[str, str | None] = {}  # name -> digest, None while it is being written
         self._file: TextIO | None = None
+        self._lock: FileLock | None = None
         for record in _records(folder / NAME):
             self._take(record)
 
@@ -59,17 +63,26 @@ class Ledger:
         return expected is None or (path.is_file() and expected == digest(path))
 
     def __enter__(self) -> Ledger:
-        """Make the folder, and get ready to write.
+        """Make the folder, keep other processes out of it, and get ready to write.
 
         Raises:
-            CATSegError: if that cannot be done.
+            CATSegError: if that cannot be done, or another process writes there.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(NotImplementedError):  # of file systems without locks
+                self._lock = FileLock(self.folder / LOCK)
+                self._lock.acquire(timeout=0)
+            remove_parts(self.folder, recursive=True)
             self._file = open(self.folder / NAME, "a", encoding="utf-8")
             # A line that was broken off must not take the next one with it.
             self._file.write("\n" if self._file.tell() else json.dumps(_HEADER) + "\n")
             self._file.flush()
+        except Timeout:
+            raise CATSegError(
+                f"--output {self.folder}: another run writes there; wait for its end, or choose "
+                "another."
+            ) from None
         except OSError as error:
             raise CATSegError(
                 f"--output {self.folder}: {error.strerror or error}; expected a folder, there or "
@@ -78,9 +91,11 @@ class Ledger:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close the file."""
+        """Close the file, and let others in."""
         if self._file:
             self._file.close()
+        if self._lock:
+            self._lock.release()
 
     def begin(self, output: Path, files: Iterable[Path]) -> None:
         """Tell that files are about to be written.

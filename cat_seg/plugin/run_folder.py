@@ -21,12 +21,11 @@ from filelock import FileLock, Timeout
 from cat_seg import __version__
 from cat_seg.errors import CATSegError
 from cat_seg.trust.text import read_json
-from cat_seg.utils.files import atomic_write, digest
+from cat_seg.utils.files import LOCK, atomic_write, digest
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 8  # differences in a message
-_LOCK = ".cat-seg.lock"
 # What decides where and how fast a run is, and nothing of its result.
 _WITHOUT_EFFECT = (
     *("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.SEM_SEG_HEAD.CLIP_WEIGHTS"),
@@ -76,7 +75,7 @@ class RunFolder:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / _LOCK)
+            lock = FileLock(self.folder / LOCK)
             lock.acquire(timeout=0)
         except Timeout:
             raise CATSegError(

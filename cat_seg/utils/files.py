@@ -37,6 +37,7 @@ _DEADLINE = 6 * 3600.0  # seconds for the whole of a file
 _MOST_BYTES = 64 << 30  # the largest CLIP that open_clip lists has some 20 GB
 _ATTEMPTS = 5  # at a server that has answered once
 _PAUSE = 0.5  # seconds before the second of them; twice as long before each other
+LOCK = ".cat-seg.lock"  # in a folder of results, held by the run that writes there
 _PART = ".cat-seg."  # beginning of the names of files that are being written
 _BLOCK = 1 << 20  # bytes read at a time
 _HUB_PAGE = re.compile(

@@ -82,7 +82,7 @@ def predict(*arguments: object) -> int:
 
 def files(folder: Path) -> list[str]:
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in found if name != "cat-seg.jsonl")
+    return sorted(name for name in found if name not in ("cat-seg.jsonl", ".cat-seg.lock"))
 
 
 def of(*stems: str) -> list[str]:
@@ -197,6 +197,14 @@ def test_files_that_cat_seg_did_not_write_are_left(model, photos, capsys):
     Path("output/b_labels.json").write_text("{}")
     assert predict("photos/b.jpg", "--overwrite") == 1
     assert Path("output/b_labels.json").read_text() == "{}"
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path):
+    (tmp_path / ".cat-seg.0123456789abcdef.jpg").touch()  # left by a kill
+    with Ledger(tmp_path), pytest.raises(CATSegError, match="another run writes there"):
+        Ledger(tmp_path).__enter__()
+    with Ledger(tmp_path):
+        assert {p.name for p in tmp_path.iterdir()} == {"cat-seg.jsonl", ".cat-seg.lock"}
 
 
 def test_a_line_of_the_ledger_that_was_changed_is_not_believed(tmp_path):
