@@ -323,7 +323,7 @@ def swin_arguments(cfg: CfgNode) -> dict[str, Any]:
         "pretrain_image_size": swin.PRETRAIN_IMG_SIZE,
         "patch_size": swin.PATCH_SIZE,
         "out_features": swin.OUT_FEATURES,
-        "use_checkpoint": swin.USE_CHECKPOINT,
+        "use_checkpoint": swin.USE_CHECKPOINT or cfg.MODEL.ACTIVATION_CHECKPOINTING,
     }
 
 

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 
 from cat_seg.class_lists import class_names
 from cat_seg.modeling.aggregator.correlation import correlate
-from cat_seg.plugin.config import generation_settings
+from cat_seg.plugin.config import generation_settings, swin_arguments
 from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, benchmark_splits
 
 CONFIGS = Path(cat_seg.__file__).parents[1] / "configs"
@@ -50,6 +50,12 @@ def test_published_protocol(model: str):
 def test_a_file_of_a_benchmark_is_the_option_written_down(model: str, benchmark: str):
     option = config(f"{model}.yaml", "DATASETS.TEST", benchmark_splits(benchmark))
     assert config(f"{model}_{benchmark}.yaml") == option
+
+
+def test_activation_checkpointing_reaches_the_swin_transformer():
+    assert not swin_arguments(config("vitb.yaml"))["use_checkpoint"]
+    cfg = config("vitb.yaml", "MODEL.ACTIVATION_CHECKPOINTING", True)
+    assert swin_arguments(cfg)["use_checkpoint"]
 
 
 def test_every_config_is_listed():
