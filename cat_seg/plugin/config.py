@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from cat_seg.model_config import GENERATIONS as ARCHITECTURES
 from cat_seg.model_config import ModelConfig
 from cat_seg.modeling.sliding_window import TileGrid
 from cat_seg.resources import resource, user_file
-from cat_seg.trust.text import check_config, read_json
+from cat_seg.trust.text import read_config, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -354,11 +355,14 @@ def load_config(
         raise CATSegError(f"Options come in pairs of KEY VALUE; got {' '.join(opts)}.")
     # The name of the model that ships is no file in the working directory.
     path = resource(DEFAULT_CONFIG) if config_file == DEFAULT_CONFIG else user_file(config_file)
-    check_config(path)
+    tree = read_config(path)
     source = f"Config {path}"
     try:
-        # Without being told, detectron2 runs what tags such as !!python/object/apply ask for.
-        cfg.merge_from_file(str(path), allow_unsafe=False)
+        with tempfile.TemporaryDirectory() as folder:
+            plain = Path(folder, path.name)
+            plain.write_text(yaml.safe_dump(tree), encoding="utf-8")
+            # Without being told, detectron2 runs what tags such as !!python/object/apply ask for.
+            cfg.merge_from_file(str(plain), allow_unsafe=False)
         source = "Options"
         cfg.merge_from_list(list(opts))
     except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +19,9 @@ _TEXT_BYTES = 1 << 29  # the annotations of COCO, which hold its class names, ha
 _YAML_BYTES = 1 << 22  # PyYAML takes seconds for that
 _YAML_VALUES = 200_000  # what aliases stand for included
 _SCALAR = 100  # characters of a number or date; their conversion is quadratic
+_SIZES = re.compile(
+    r"\[int\(x \* ([\d.]{1,8}) \* (\d{1,5})\) for x in range\((\d{1,3}), (\d{1,3})\)\]"
+)
 _FILES = 50  # of a config: itself, and what it names as _BASE_
 
 
@@ -66,7 +71,7 @@ def parse_yaml(text: str) -> Any:
     if len(text) > _YAML_BYTES:
         raise CATSegError(f"not YAML ({len(text)} characters; expected at most {_YAML_BYTES}).")
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -78,16 +83,35 @@ def parse_yaml(text: str) -> Any:
         raise CATSegError(f"not YAML ({type(error).__name__}: {error}).") from error
 
 
-def check_config(path: str | Path) -> None:
-    """Check a config and what it names as `_BASE_`: local files of plain values.
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, and the one tag of published configs, which is computed and not run."""
+
+    def sizes(self, node: yaml.Node) -> list[int]:
+        """Compute !!python/object/apply:eval ["[int(x * 0.1 * 384) for x in range(5, 21)]"]."""
+        parts = node.value if isinstance(node, yaml.SequenceNode) else []
+        text = str(parts[0].value) if len(parts) == 1 else ""
+        found = _SIZES.fullmatch(text)
+        if not found:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the tag {node.tag!r} is not run", node.start_mark
+            )
+        factor, size, first, last = found.groups()
+        return [int(x * float(factor) * int(size)) for x in range(int(first), int(last))]
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _Loader.sizes)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read a config over what it names as `_BASE_`: local files of plain values.
 
     Raises:
         CATSegError: naming the file that is none, and why.
     """
-    _check_config(Path(path), [])
+    return _read_config(Path(path), [])
 
 
-def _check_config(path: Path, seen: list[Path]) -> None:
+def _read_config(path: Path, seen: list[Path]) -> dict[str, Any]:
     seen.append(path)
     if len(seen) > _FILES:
         raise CATSegError(
@@ -97,14 +121,31 @@ def _check_config(path: Path, seen: list[Path]) -> None:
         content = parse_yaml(read_text(path, _YAML_BYTES))
     except CATSegError as error:
         raise CATSegError(f"Config {path}: {error}") from error
-    bases = content.get("_BASE_", []) if isinstance(content, dict) else []
+    if not isinstance(content, dict):
+        raise CATSegError(
+            f"Config {path}: expected keys and values in the tree of the config, got "
+            f"{type(content).__name__}."
+        )
+    merged: dict[str, Any] = {}
+    bases = content.pop("_BASE_", [])
     for base in [bases] if not isinstance(bases, list) else bases:
         if not isinstance(base, str) or "://" in base:
             raise CATSegError(
                 f"Config {path}: _BASE_ is {base!r}; expected a local file. Download it, and name "
                 "that."
             )
-        _check_config(Path(path.parent, Path(base).expanduser()), seen)
+        _merge(_read_config(Path(path.parent, Path(base).expanduser()), seen), merged)
+    _merge(content, merged)
+    return merged
+
+
+def _merge(over: dict[str, Any], base: dict[str, Any]) -> None:
+    """Put values over those of a base, in place; as fvcore does it."""
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(value, base[key])
+        else:
+            base[key] = copy.deepcopy(value)  # which an alias may share
 
 
 def _count(node: yaml.Node, counts: dict[int, int | None]) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cat_seg.errors import CATSegError
-from cat_seg.trust.text import check_config, parse_yaml, read_json, read_text
+from cat_seg.trust.text import parse_yaml, read_config, read_json, read_text
 from cat_seg.vocabulary import Vocabulary
 
 RUNS = '!!python/object/apply:os.system ["touch ran"]'
@@ -48,6 +48,15 @@ def test_what_would_take_for_ever_or_fail_is_told(text):
         parse_yaml(text)
 
 
+def test_the_tag_of_published_configs_is_computed_and_nothing_else():
+    tag = "a: !!python/object/apply:eval "
+    text = tag + '["[int(x * 0.1 * 384) for x in range(5, 21)]"]'
+    assert parse_yaml(text)["a"] == [int(x * 0.1 * 384) for x in range(5, 21)]
+    for other in ('["1"]', '["[int(x * 0.1 * f()) for x in range(5, 21)]"]', "[]", "x", "[[1]]"):
+        with pytest.raises(CATSegError, match="is not run"):
+            parse_yaml(tag + other)
+
+
 def test_plain_values_and_small_aliases_are_read():
     text = "a: &a {x: 1, y: [yes, 0.5, null]}\nb: *a\nc: {<<: *a, y: 2024-01-02}"
     parsed = parse_yaml(text)
@@ -58,18 +67,18 @@ def test_plain_values_and_small_aliases_are_read():
 def test_a_config_stays_on_this_machine_and_ends():
     Path("http.yaml").write_text("_BASE_: http://localhost:1/base.yaml\n")
     with pytest.raises(CATSegError, match=r"http.yaml: _BASE_ is 'http://.*expected a local file"):
-        check_config("http.yaml")
+        read_config("http.yaml")
     Path("loop.yaml").write_text("_BASE_: [loop.yaml, loop.yaml]\n")
     with pytest.raises(CATSegError, match=r"loop.yaml: it names more than 50 files"):
-        check_config("loop.yaml")
+        read_config("loop.yaml")
     Path("sub").mkdir()
     Path("sub/base.yaml").write_text(f"OUTPUT_DIR: {RUNS}\n")
     Path("sub/own.yaml").write_text("_BASE_: base.yaml\n")
     with pytest.raises(CATSegError, match=r"base.yaml: not YAML"):
-        check_config("sub/own.yaml")
+        read_config("sub/own.yaml")
 
 
-@pytest.mark.parametrize("read", [read_text, read_json, check_config])
+@pytest.mark.parametrize("read", [read_text, read_json, read_config])
 def test_what_is_no_file_of_text_is_told_at_once(read):
     os.mkfifo("fifo")
     Path("other.txt").write_bytes(b"caf\xe9")
