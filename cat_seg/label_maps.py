@@ -44,7 +44,8 @@ def read_colors(path: str | Path) -> np.ndarray:
     """
     _, pixels = _read(path, "RGB")
     red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
-    return red << 16 | green << 8 | blue
+    result: np.ndarray = red << 16 | green << 8 | blue
+    return result
 
 
 def _read(path: str | Path, convert: str = "") -> tuple[str, np.ndarray]:

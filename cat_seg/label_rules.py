@@ -72,7 +72,7 @@ class LabelRule:
             CATSegError: if a value belongs to no class and is not ignored.
         """
         if values.dtype == np.uint8 or (values.dtype == np.uint16 and not self.colors):
-            classes = self._table[values]
+            classes: np.ndarray = self._table[values]
             wrong = values[classes < IGNORED]
         else:
             found, inverse = np.unique(values, return_inverse=True)

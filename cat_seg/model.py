@@ -76,7 +76,8 @@ class CATSeg(nn.Module):
         stride: int = 0,
         sem_seg_head: SegmentationHead | None = None,
     ) -> None:
-        """
+        """Build the network.
+
         Args:
             config: the architecture; weights are random, to be loaded.
             backbone: a guidance backbone to use instead of building the config's: images to maps

@@ -65,7 +65,6 @@ def import_(args: argparse.Namespace) -> int:
 
 def _pages(args: argparse.Namespace) -> list[DataPage]:
     """Count what the command line names."""
-
     # isort: split
     from detectron2.data import DatasetCatalog, MetadataCatalog
 

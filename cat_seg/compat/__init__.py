@@ -67,6 +67,7 @@ class StandInFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Find `detectron2` and what is in the stand-in's package."""
         root, *parts = fullname.split(".")
         parent = getattr(sys.modules.get("detectron2"), "__loader__", None)
         if root != "detectron2" or (parts and not isinstance(parent, _StandInLoader)):

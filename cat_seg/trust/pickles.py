@@ -263,7 +263,8 @@ class Builder:
     def __init__(
         self, storage: Callable[[Storage], Tensor], nested: Callable[[bytes], Tensor]
     ) -> None:
-        """
+        """Prepare for one file.
+
         Args:
             storage: gives the elements of a storage.
             nested: gives the elements in a storage's own file, which plain pickles hold.

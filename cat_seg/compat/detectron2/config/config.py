@@ -89,7 +89,7 @@ def _configurable_function(from_config: Callable[..., dict[str, Any]]):
                 return function(**_translate(from_config, args, kwargs))
             return function(*args, **kwargs)
 
-        wrapped.from_config = from_config
+        wrapped.from_config = from_config  # type: ignore[attr-defined]
         return wrapped
 
     return decorate
