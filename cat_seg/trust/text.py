@@ -83,7 +83,7 @@ def parse_yaml(text: str) -> Any:
         raise CATSegError(f"not YAML ({type(error).__name__}: {error}).") from error
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """PyYAML's safe loader, and the one tag of published configs, which is computed and not run."""
 
     def sizes(self, node: yaml.Node) -> list[int]:
