@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from cat_seg.label_rules import IGNORED, NOTHING, LabelRule
 from cat_seg.plugin.data.color_jitter import SSDColorJitter
 from cat_seg.plugin.data.labels import label_rule
 from cat_seg.plugin.data.vocabulary import training_vocabulary
+
+logger = logging.getLogger(__name__)
 
 IMAGE_PADDING = 128  # mid-grey
 
@@ -78,6 +81,10 @@ class SemanticSegmentationMapper(DatasetMapper):
         """Read INPUT, IGNORE_VALUE, and the labels' meaning in DATASETS.TRAIN."""
         ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         names = training_vocabulary(cfg.MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON, cfg.DATASETS.TRAIN)
+        if len(cfg.DATASETS.TRAIN) > 1:
+            sizes = zip(cfg.DATASETS.TRAIN, map(len, names.classes), strict=True)
+            shown = ", ".join(f"{name} ({size} classes)" for name, size in sizes)
+            logger.info("Training on %s: %d classes together", shown, len(names.names))
         datasets = {}
         for name, classes in zip(cfg.DATASETS.TRAIN, names.classes, strict=True):
             every = classes == list(range(len(names.names)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,8 +10,6 @@ from detectron2.data import MetadataCatalog
 from cat_seg.errors import CATSegError
 from cat_seg.resources import project_file
 from cat_seg.vocabulary import Vocabulary, split_synonyms
-
-logger = logging.getLogger(__name__)
 
 
 def dataset_names(name: str) -> list[str] | None:
@@ -59,13 +56,7 @@ def training_vocabulary(class_json: str, datasets: Sequence[str]) -> JointVocabu
     if class_json or len(datasets) < 2:
         names = vocabulary_of(class_json, datasets)
         return JointVocabulary(names, [list(range(len(names)))] * max(1, len(datasets)))
-    joint = unite([vocabulary_of("", [name]) for name in datasets])
-    logger.info(
-        "Training on %s: %d classes together",
-        ", ".join(f"{n} ({len(c)})" for n, c in zip(datasets, joint.classes, strict=True)),
-        len(joint.names),
-    )
-    return joint
+    return unite([vocabulary_of("", [name]) for name in datasets])
 
 
 def unite(vocabularies: Sequence[Sequence[str]]) -> JointVocabulary:
