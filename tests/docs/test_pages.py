@@ -25,7 +25,8 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def sources() -> str:
     folders = ("cat_seg", "datasets", "demo", "docs/tools")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
-    return "\n".join(path.read_text("utf-8") for path in [*files, ROOT / "train_net.py"])
+    files += [ROOT / "train_net.py", ROOT / "tests/campaign.py"]
+    return "\n".join(path.read_text("utf-8") for path in files)
 
 
 def blocks(page: Path, language: str) -> list[str]:
