@@ -145,9 +145,12 @@ def predict(args: argparse.Namespace) -> int:
     Raises:
         CATSegError: if nothing can be done at all.
     """
+    import torch
+
     from cat_seg.utils.memory import keep_freed_memory
 
     keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # exact convolutions on NVIDIA cards, too
     words, background = _words(args)
     settings = _settings(args, words, background)
     ledger = Ledger(args.output)

@@ -57,7 +57,7 @@ def embed_text(
 
     Args:
         clip: whose text encoder is used.
-        class_names: T names; the synonyms of one parted by ", ".
+        class_names: T names; the synonyms of one separated by ", ".
         templates: P texts with a "{}" for the name.
         synonyms: "mean", all of a class's names count the same (2023 model), or "first", its first
             name alone counts (2024 model).

@@ -166,7 +166,7 @@ def segment(
             figures: dict[str, Any] = {"gb": peak_gb(run)}
             figures["ms"] = round(median_ms(run, repeat) / images, 2)
             labels, scores = run()[0]
-            if images == 1 and not plan.get("cuda_graphs"):
+            if images == 1 and not plan.get("cuda_graphs") and not plan.get("compiled"):
                 figures["stages"] = stage_ms(model, run, 3)
             if expected is None:
                 expected = labels, scores
@@ -273,6 +273,12 @@ def main(arguments: list[str] | None = None) -> int:
         **ceilings(),
     }
     print(report, flush=True)
+
+    def save() -> None:
+        if args.json:  # after each part: a run that is cut short keeps the others
+            with atomic_write(args.json) as part:
+                part.write_text(json.dumps(report, indent=2) + "\n")
+
     for name in args.models:
         options = benchmark.build_parser().parse_args(
             ["--config-file", f"configs/{CONFIGS[name]}.yaml", "--device", "cuda"]
@@ -291,6 +297,7 @@ def main(arguments: list[str] | None = None) -> int:
                 results[f"{classes} classes, {images} at once"] = segment(
                     model, classes, images, args.repeat, MODES, plain
                 )
+                save()
         if first:
             print(f"{name}, training, 171 classes, 4 crops", flush=True)
             results["training"] = train(model, 171, 4, 3)
@@ -307,9 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
                 )
         del model
         torch.cuda.empty_cache()
-        if args.json:  # after each model: a run that is cut short keeps the others
-            with atomic_write(args.json) as part:
-                part.write_text(json.dumps(report, indent=2) + "\n")
+        save()
     return 0
 
 

@@ -439,7 +439,11 @@ def test_launch_starts_processes_that_know_each_other(tmp_path):
         f"    launch(main, 2, dist_url='auto', args=({str(tmp_path)!r},))\n"
     )
     result = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=240
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )
     assert result.returncode == 0, result.stderr
     said = result.stderr.count("detectron2 is not installed")

@@ -25,6 +25,7 @@ B, T, GRID, C, HEADS = 2, 3, (8, 12), 64, 4
 N = GRID[0] * GRID[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(GPU or INTERPRETED, reason="the tests below run by themselves")
 def test_interpreted():
     """Triton decides when kernels are defined, so that it takes another process."""
