@@ -64,7 +64,7 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     # samples each gives, up to a common factor. Empty: as many as it has images.
     cfg.DATASETS.TRAIN_WEIGHTS = []
 
-    # detectron2's key: exact products and convolutions on NVIDIA cards. "" leaves PyTorch's default,
+    # detectron2's key: exact convolutions on NVIDIA cards. "" leaves PyTorch's default,
     # TF32 in convolutions, and "high" takes it everywhere: faster, and some labels change.
     cfg.FLOAT32_PRECISION = "highest"
 
