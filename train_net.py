@@ -18,14 +18,13 @@ import cat_seg.plugin  # noqa: F401  (before any import of detectron2)
 
 # isort: split
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from cat_seg.plugin.checkpointer import CATSegCheckpointer
 from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, benchmark_splits
-from cat_seg.plugin.engine import Trainer, check_inputs, launch, load_config
+from cat_seg.plugin.engine import Trainer, check_inputs, launch, load_config, set_up
 from cat_seg.plugin.engine.training_folder import begin_training, check_folder, training_facts
 from cat_seg.plugin.run_folder import RunFolder
 from cat_seg.resources import user_file
@@ -69,12 +68,6 @@ def train(cfg: CfgNode, args: argparse.Namespace, folder: RunFolder) -> None:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
-
-
-def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Write the log and the config to OUTPUT_DIR, and seed."""
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="cat_seg")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,18 +22,17 @@ import cat_seg.plugin  # noqa: F401  (before any import of detectron2)
 # isort: split
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from cat_seg.errors import CATSegError
 from cat_seg.plugin.checkpointer import CATSegCheckpointer, local_weights
 from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, SPLITS
 from cat_seg.plugin.data.datasets.registered import adopt, import_plugin, mess_datasets
 from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
-from cat_seg.plugin.engine import launch, load_config
+from cat_seg.plugin.engine import launch, load_config, set_up
 from cat_seg.plugin.engine.checks import check_settings
 from cat_seg.plugin.evaluation import SegmentationEvaluator, build_evaluator
 from cat_seg.plugin.evaluation.domains import domain_table
@@ -74,9 +73,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(cfg: CfgNode, args: argparse.Namespace, folder: RunFolder) -> None:
-    args.config_file = str(user_file(args.config_file))  # for `default_setup`
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="cat_seg")
+    args.config_file = str(user_file(args.config_file))  # for detectron2
+    set_up(cfg, args)
     names = chosen_datasets(cfg, args.benchmark)
     facts = run_facts(cfg, names) if comm.is_main_process() else {}
     if comm.is_main_process():

@@ -96,7 +96,6 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     if cfg.FLOAT32_PRECISION and torch.cuda.is_available():
         logger.info(f"Set fp32 precision to {cfg.FLOAT32_PRECISION}")
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
-        torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
