@@ -40,6 +40,7 @@ def draw_segmentation(
     legend: bool = True,
     outline: bool = True,
     original: bool = False,
+    steady: bool = False,
 ) -> Image.Image:
     """Draw the classes over the image.
 
@@ -52,12 +53,14 @@ def draw_segmentation(
         legend: list names and shares on the right, largest area first.
         outline: draw a line where classes meet.
         original: put the image as it is on the left.
+        steady: colour a class alike whichever others occur, as frames of a video need.
     """
     if image is None:
         image = np.full((*labels.shape, 3), 255, np.uint8)
     indices, labels = _present(labels, len(classes))
     texts = [_text(classes[i], i) for i in indices]
-    colors = name_colors([classes[i] for i in indices])
+    shown = [classes[i] for i in indices]
+    colors = name_colors(classes)[indices] if steady else name_colors(shown)
     scale = max(1.0, SMALLEST_VIEW / max(image.shape[:2]))
     if scale > 1:
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))

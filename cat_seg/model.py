@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cat_seg import hub, images, saved
+from cat_seg import hub, images, saved, video
 from cat_seg.errors import CATSegError
 from cat_seg.inference import EncodedImage, Inference, InferencePlan, Maps
 from cat_seg.model_config import ModelConfig
@@ -295,7 +295,8 @@ class CATSeg(nn.Module):
         """Segment pictures one after the other, in their order.
 
         Args:
-            source: a folder, a glob, a path, or an iterable of pictures.
+            source: a folder, a glob, a path, or an iterable of pictures; of the path of a video, an
+                animated picture or a stack, the frames.
             words, threshold, background, plan: see `predict`.
             batch_size: pictures that are read together, by threads.
             on_error: called with a picture that cannot be read and the reason; None to raise it.
@@ -305,7 +306,9 @@ class CATSeg(nn.Module):
         inference = Inference(self, plan or self.plan)
         vocabulary = self._vocabulary(words, background)
         if isinstance(source, str | Path):
-            pictures: Iterable[Any] = images.find_images([source])
+            pictures: Iterable[Any] = (
+                video.frames(source) if video.is_video(source) else images.find_images([source])
+            )
         else:
             pictures = source
         iterator = iter(pictures)

@@ -228,6 +228,7 @@ class Segmentation:
         legend: bool = True,
         outline: bool = True,
         original: bool = False,
+        steady: bool = False,
     ) -> Image.Image:
         """Draw the classes over the picture.
 
@@ -237,6 +238,7 @@ class Segmentation:
             legend: list names and shares on the right, largest area first.
             outline: draw a line where classes meet.
             original: put the picture as it is on the left.
+            steady: colour a class alike whichever others occur, as frames of a video need.
 
         Raises:
             CATSegError: the opacity is not within 0 to 1.
@@ -258,6 +260,7 @@ class Segmentation:
             legend=legend,
             outline=outline,
             original=original,
+            steady=steady,
         )
 
     def _repr_png_(self) -> bytes:

@@ -48,7 +48,8 @@ CORE = distributions(PROJECT["dependencies"])
 EXTRA = {name: distributions(r) for name, r in PROJECT["optional-dependencies"].items()}
 
 
-OPTIONAL = EXTRA["coco"] | EXTRA["heif"] | EXTRA["supervision"]  # see tests/test_doors.py
+# What the library imports only where it is used, see tests/test_doors.py.
+OPTIONAL = set().union(*(EXTRA[name] for name in ("coco", "heif", "supervision", "video")))
 
 
 def used_by(files: dict[str, Path]) -> set[str]:

@@ -13,6 +13,7 @@ from cat_seg.cli.terminal import run
 # Subcommand -> what it does. Each is a module here, with main(arguments) -> exit code.
 COMMANDS = {
     "predict": "segment pictures by words",
+    "video": "segment a video, or what a camera sees",
     "models": "list the models that there are",
     "words": "show how a file of words is understood",
     "data": "look at data sets, import other formats",

@@ -25,7 +25,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from cat_seg import __version__
 from cat_seg.cli.ledger import Ledger
-from cat_seg.cli.terminal import as_text, printable
+from cat_seg.cli.options import (
+    FOR_PHOTOGRAPHS,
+    SHIPPED,
+    SHIPPED_YAML,
+    add_model_options,
+    add_word_options,
+    encode_words,
+    load_model,
+    parse_words,
+)
+from cat_seg.cli.terminal import as_text, percent, printable
 from cat_seg.errors import CATSegError
 from cat_seg.resources import resource
 
@@ -33,9 +43,6 @@ if TYPE_CHECKING:  # torch takes seconds, and --help needs none
     from cat_seg.model import CATSeg
     from cat_seg.vocabulary import Vocabulary
 
-SHIPPED = "synthetic"  # the model that is taken if none is named
-SHIPPED_YAML = f"configs/{SHIPPED}.yaml"
-FOR_PHOTOGRAPHS = "large-2024"  # the one to advise
 _SHOWN_PICTURES = 20  # of more, not each gets a line
 _SHOWN_NAMES = 8  # of a picture, largest first
 _LONGEST_STEM = 240  # bytes
@@ -61,54 +68,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add all options but the inputs."""
-    words = parser.add_mutually_exclusive_group()
-    words.add_argument(
-        "--words",
-        "--vocabulary",
-        metavar="WORDS",
-        help='classes separated by commas, synonyms of one class by "|": "sofa|couch, window"; '
-        "those that the model brings if left out",
-    )
-    words.add_argument(
-        "--words-file",
-        "--vocabulary-file",
-        metavar="FILE",
-        help="a file of them (`cat-seg words FILE` shows how it is understood), or the name of a "
-        "published list, such as ade150",
-    )
-    parser.add_argument(
-        "--background",
-        metavar="WORDS",
-        help='words that compete for pixels and are reported as background: "wall, floor"',
-    )
-    parser.add_argument(
-        "--threshold",
-        type=_probability,
-        metavar="P",
-        help="leave pixels whose best score is lower without class; 0 to 1, the model's own if "
-        "left out",
-    )
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument(
-        "--model",
-        metavar="NAME",
-        help="a name of `cat-seg models`, a folder, a checkpoint file, or owner/repo on the hub; "
-        "the small one that ships if left out, which knows no photographs",
-    )
-    model.add_argument(
-        "--config-file", metavar="FILE", help="a model by its YAML, with --opts MODEL.WEIGHTS PATH"
-    )
-    parser.add_argument(
-        "--opts",
-        nargs="*",
-        action="extend",
-        default=[],
-        metavar="KEY VALUE",
-        help="changes to the YAML",
-    )
-    parser.add_argument(
-        "--device", default="", help="cuda, mps or cpu; the best there is if left out"
-    )
+    add_word_options(parser)
+    add_model_options(parser)
     parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR")
     parser.add_argument(
         "--original", action="store_true", help="put the picture beside its overlay"
@@ -145,13 +106,7 @@ def predict(args: argparse.Namespace) -> int:
     Raises:
         CATSegError: if nothing can be done at all.
     """
-    import torch
-
-    from cat_seg.utils.memory import keep_freed_memory
-
-    keep_freed_memory()
-    torch.backends.cudnn.allow_tf32 = False  # exact convolutions on NVIDIA cards, too
-    words, background = _words(args)
+    words, background = parse_words(args)
     settings = _settings(args, words, background)
     ledger = Ledger(args.output)
     report = Report(args.json)
@@ -174,7 +129,7 @@ def predict(args: argparse.Namespace) -> int:
         with ledger, _warnings_above_the_bar():  # whether it can be written shows first
             model = load_model(args)
             report.photographs = model.card["photographs"]
-            vocabulary = _vocabulary(model, words, background)
+            vocabulary = encode_words(model, words, background)
             for task in report.progress(todo):
                 try:
                     result = _segment(model, vocabulary, task, ledger, args)
@@ -187,23 +142,6 @@ def predict(args: argparse.Namespace) -> int:
                     report.is_done(task.path, result, line=len(todo) <= _SHOWN_PICTURES)
     report.summarize(args.output)
     return 1 if report.problems else 0
-
-
-def load_model(args: argparse.Namespace) -> CATSeg:
-    """Build the model that the command line names, with its weights.
-
-    Raises:
-        CATSegError: if there is none, or it cannot be had.
-    """
-    if args.opts and args.model:
-        raise CATSegError("--opts change a YAML: name it by --config-file instead of --model.")
-    if args.config_file or args.opts:
-        from cat_seg import plugin
-
-        return plugin.load_model(args.config_file or SHIPPED_YAML, args.opts, args.device)
-    from cat_seg.model import CATSeg
-
-    return CATSeg.from_pretrained(args.model or SHIPPED, args.device)
 
 
 class Report:
@@ -257,8 +195,8 @@ class Report:
             shares = [*result["areas"].items()]
             more = [f"{len(shares) - _SHOWN_NAMES} more"] if len(shares) > _SHOWN_NAMES else []
             if result["unlabelled"]:
-                more.append(f"none of these {_percent(result['unlabelled'])}")
-            found = [f"{name} {_percent(share)}" for name, share in shares[:_SHOWN_NAMES]]
+                more.append(f"none of these {percent(result['unlabelled'])}")
+            found = [f"{name} {percent(share)}" for name, share in shares[:_SHOWN_NAMES]]
             _say(printable(f"{path}: {', '.join([*found, *more])}"), sys.stdout)
 
     def summarize(self, output: Path) -> None:
@@ -362,35 +300,6 @@ def _what_is_wrong(path: Path) -> CATSegError:
     return CATSegError(f"{path} was no file a moment ago; start again.")
 
 
-def _words(args: argparse.Namespace) -> tuple[Vocabulary | None, list[str]]:
-    """Parse the words, None where the model's are to be taken, and those of the background."""
-    from cat_seg.vocabulary import Vocabulary
-
-    background: list[str] = []
-    option = "--background"
-    try:
-        if args.background is not None:
-            background = Vocabulary.from_text(args.background).strings
-        option = "--words"
-        if args.words is not None:
-            return Vocabulary.from_text(args.words, background=background or ()), background
-        option = "--words-file"
-        if args.words_file is not None:
-            return Vocabulary.read(args.words_file, background=background or ()), background
-    except CATSegError as error:
-        raise CATSegError(f"{option}: {error}") from error
-    return None, background
-
-
-def _vocabulary(model: CATSeg, words: Vocabulary | None, background: Sequence[str]) -> Vocabulary:
-    """Encode the words for a model."""
-    if words is not None:
-        return model.vocabulary(words)
-    if not model.default_words:
-        raise CATSegError('This model brings no words: name them, as in --words "cat, sofa|couch".')
-    return model.vocabulary(list(model.default_words), background=list(background))
-
-
 def _settings(args: argparse.Namespace, words: Vocabulary | None, background: Sequence[str]) -> str:
     """Digest what decides the results but for the pictures: version, model, words, options."""
     if args.config_file or args.opts:
@@ -417,17 +326,6 @@ def _fingerprint(path: Path) -> list[Any]:
     """Describe a file so that a change of it shows, without reading it."""
     status = path.stat()
     return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
-
-
-def _probability(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a probability, from 0 to 1")
-    return value
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%" if share >= 0.005 else "<1%"
 
 
 def _say(text: str, file: TextIO) -> None:

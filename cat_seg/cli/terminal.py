@@ -58,3 +58,8 @@ def size(count: int) -> str:
     step = min((len(str(count)) - 1) // 3, len(units) - 1)
     value = count / 1000**step
     return f"{value:.1f} {units[step]}" if step and value < 10 else f"{value:.0f} {units[step]}"
+
+
+def percent(share: float) -> str:
+    """Show a share of 1."""
+    return f"{100 * share:.0f}%" if share >= 0.005 else "<1%"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cat_seg import video
 from cat_seg.resources import PROJECT_ROOT
 
 spec = importlib.util.spec_from_file_location("demo", PROJECT_ROOT / "demo" / "demo.py")
@@ -77,3 +78,18 @@ def test_it_runs_as_a_script_without_detectron2(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "harbour_overlay.jpg").stat().st_size > 10_000
+
+
+def test_a_video_as_in_detectron2s_demos(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("av")
+    frames = [Image.open(SCENE).crop((i, 0, i + 64, 64)) for i in range(2)]
+    frames[0].save(tmp_path / "in.gif", save_all=True, append_images=frames[1:])
+    arguments = ["--video-input", str(tmp_path / "in.gif"), "--vocabulary", "water, sky"]
+    assert demo.main([*arguments, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("in.mp4", "in_labels.json", "in_labels.mkv")
+    }
+    assert "2 frames in" in capsys.readouterr().out
+    monkeypatch.setattr(video, "_CAMERAS", {sys.platform: ("none{}", "v4l2")})
+    assert demo.main(["--webcam", "--output", str(tmp_path / "out")]) == 1
+    assert "Camera 0" in capsys.readouterr().err
