@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from cat_seg.errors import CATSegError
 from cat_seg.resources import project_file
@@ -30,6 +30,11 @@ def vocabulary_of(class_json: str, datasets: Sequence[str]) -> list[str]:
     for name in datasets[:1]:
         if names := dataset_names(name):
             return names
+        if name not in DatasetCatalog.list():
+            raise CATSegError(
+                f"DATASETS names {name!r}, which is not registered; expected one of "
+                f"{', '.join(sorted(DatasetCatalog.list()))}, or a NAME of DATASETS.FOLDERS."
+            )
     raise CATSegError(
         f"No class names: the datasets are {list(datasets)}, none of them with names, and "
         "TRAIN_CLASS_JSON or TEST_CLASS_JSON under MODEL.SEM_SEG_HEAD is empty. Name a JSON list."

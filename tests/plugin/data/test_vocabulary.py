@@ -3,7 +3,8 @@
 import pytest
 from detectron2.data import MetadataCatalog
 
-from cat_seg.plugin.data.vocabulary import training_vocabulary, unite
+from cat_seg.errors import CATSegError
+from cat_seg.plugin.data.vocabulary import training_vocabulary, unite, vocabulary_of
 
 
 @pytest.mark.parametrize(
@@ -51,3 +52,8 @@ def test_a_list_of_names_is_for_every_data_set(tmp_path):
     finally:
         for name in sets:
             MetadataCatalog.remove(name)
+
+
+def test_a_data_set_that_is_not_registered_is_named():
+    with pytest.raises(CATSegError, match="ade20k_150_validation.*not registered.*ade20k_150_test"):
+        vocabulary_of("", ["ade20k_150_validation"])
