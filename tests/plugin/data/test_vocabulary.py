@@ -55,5 +55,5 @@ def test_a_list_of_names_is_for_every_data_set(tmp_path):
 
 
 def test_a_data_set_that_is_not_registered_is_named():
-    with pytest.raises(CATSegError, match="ade20k_150_validation.*not registered.*ade20k_150_test"):
-        vocabulary_of("", ["ade20k_150_validation"])
+    with pytest.raises(CATSegError, match=r"'ade20k_val'.*not registered.*ade20k_150_test"):
+        vocabulary_of("", ["ade20k_val"])
