@@ -9,12 +9,12 @@ COPY . /source
 RUN pip install --no-cache-dir build && python -m build --wheel --outdir /wheels /source
 
 FROM ${BASE}
-# For a base without torch: the build for CPU alone. A CUDA base brings torch with it.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# For a base without torch. A CUDA base brings it along.
+ARG TORCH_INDEX=
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
 COPY --from=build /wheels /wheels
 RUN python -c "import torch, torchvision" 2> /dev/null \
-    || pip install torch torchvision --index-url "${TORCH_INDEX}"
+    || pip install torch torchvision ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 RUN pip install /wheels/*.whl
 RUN useradd --create-home catseg && mkdir /data && chown catseg /data
 USER catseg
