@@ -49,7 +49,9 @@ EXTRA = {name: distributions(r) for name, r in PROJECT["optional-dependencies"].
 
 
 # What the library imports only where it is used, see tests/test_doors.py.
-OPTIONAL = set().union(*(EXTRA[name] for name in ("coco", "heif", "supervision", "video")))
+OPTIONAL = set().union(
+    *(EXTRA[name] for name in ("coco", "export", "heif", "supervision", "video"))
+)
 
 
 def used_by(files: dict[str, Path]) -> set[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cat_seg.modeling.layers import may_overwrite
+from cat_seg.modeling.layers import exporting, may_overwrite
 
 # Bytes of the widest activation of one chunk: small enough for a CPU's caches, large enough to
 # fill a GPU. On a GPU also at most a share of what is free, since several such live at once.
@@ -52,6 +52,11 @@ def may_be_smaller(divisor: int, device: torch.device) -> bool:
 
 def _chunk_bytes(device: torch.device) -> int:
     return _CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cuda"])
+
+
+def split(x: Tensor, length: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """`x.split(length, dim)`; whole in an export, which a number of chunks would fix in size."""
+    return (x,) if exporting() else x.split(length, dim)
 
 
 def checkpointed(function: Callable[..., Tensor], *args: Any, recompute: bool) -> Tensor:
@@ -100,7 +105,7 @@ def map_chunks(
         length: items of a chunk.
         recompute: forget the activations of each chunk and recompute them in the backward pass.
     """
-    chunks = x.split(length, dim)
+    chunks = split(x, length, dim)
     if may_overwrite():
         for chunk in chunks:
             chunk.copy_(function(chunk))  # no copy of what is already there

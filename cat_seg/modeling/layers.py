@@ -5,16 +5,28 @@ Without gradients a result may lie where its input was: `may_overwrite` is the o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cat_seg.modeling.int8 import int8_applies, int8_linear
 
+# PyTorch 2.6 does not tell an export from a compilation.
+_exporting: Callable[[], bool] = getattr(
+    torch.compiler, "is_exporting", torch.compiler.is_compiling
+)
+
 
 def may_overwrite() -> bool:
-    """Whether intermediate results may be overwritten: no gradient is recorded."""
-    return not torch.is_grad_enabled()
+    """Whether intermediate results may be overwritten: no gradient and no graph is recorded."""
+    return not torch.is_grad_enabled() and not exporting()
+
+
+def exporting() -> bool:
+    """Whether `torch.export` records a graph, which is to run anywhere and with any sizes."""
+    return _exporting()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,7 +43,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., O)
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or exporting():
         return F.linear(x, weight, bias)
     if int8_applies(weight):
         return int8_linear(x, weight, bias)

@@ -23,7 +23,7 @@ from cat_seg.modeling.aggregator.class_aggregation import ClassAggregation
 from cat_seg.modeling.aggregator.correlation import correlate, most_similar_classes, unit_length
 from cat_seg.modeling.aggregator.decoder import DecoderBlock
 from cat_seg.modeling.aggregator.spatial_aggregation import SpatialAggregation
-from cat_seg.modeling.chunks import checkpointed, chunk_length, gather_chunks, map_chunks
+from cat_seg.modeling.chunks import checkpointed, chunk_length, gather_chunks, map_chunks, split
 from cat_seg.modeling.layers import Linear, may_overwrite
 
 # The logit of a class that was left out of the aggregation.
@@ -207,7 +207,7 @@ class Aggregator(nn.Module):
         B = len(features)
         select = 0 < self.max_classes < len(text)
         batch = 1 if select else batch or B
-        words = self._project_text(text)
+        words = self.project_text(text)
         logits: list[ClassLogits] = []
         volume = None
         for start in range(0, B, batch):
@@ -252,14 +252,14 @@ class Aggregator(nn.Module):
         Returns:
             The volume, its contents lost, and (B, T, 4 H, 4 W).
         """
-        length = self._chunk(len(features), features.device)
+        length = self._chunk(features.shape[0], features.device)
         appearance = None
         if self.guidance_projection is not None:
             appearance = rearrange(self.guidance_projection(guidance[0]), "B C H W -> B H W C")
             appearance = appearance.contiguous()
-        chunks = (self.embed(features, t) for t in text.split(length))
-        memory = None if volume is None else volume[: len(features)]
-        x = gather_chunks(chunks, len(text), memory)
+        chunks = (self.embed(features, t) for t in split(text, length))
+        memory = None if volume is None else volume[: features.shape[0]]
+        x = gather_chunks(chunks, text.shape[0], memory)
         for layer in self.layers:
             assert isinstance(layer, AggregatorLayer)
             guided = layer.swin_block.guide(appearance)
@@ -268,11 +268,11 @@ class Aggregator(nn.Module):
             x = layer.attention(x, words, recompute=self.recompute)
         return x, self.decode(x, guidance[1:], length, overwrite=overwrite)
 
-    def _project_text(self, text: Tensor) -> Tensor | None:
+    def project_text(self, text: Tensor) -> Tensor | None:
         """Text guidance of a vocabulary: (T, P, D) -> (T, .)."""
         if self.text_guidance_projection is None:
             return None
-        means = [unit_length(t).mean(dim=1) for t in text.split(self._chunk(1, text.device))]
+        means = [unit_length(t).mean(dim=1) for t in split(text, self._chunk(1, text.device))]
         return self.text_guidance_projection(F.normalize(torch.cat(means), dim=-1))
 
     def embed(self, features: Tensor, text: Tensor) -> Tensor:
@@ -283,7 +283,7 @@ class Aggregator(nn.Module):
         x = self.conv1(cost)
         half = self.half_volume and may_overwrite()
         x = x.to(torch.float16 if half else torch.float32)
-        return rearrange(x, "(B T) C H W -> B T H W C", B=len(features))
+        return rearrange(x, "(B T) C H W -> B T H W C", B=features.shape[0])
 
     def decode(
         self, x: Tensor, guidance: Sequence[Tensor], length: int, *, overwrite: bool
@@ -299,9 +299,9 @@ class Aggregator(nn.Module):
         def chunk(x: Tensor) -> Tensor:
             y = rearrange(x.float(), "B T H W C -> (B T) H W C").permute(0, 3, 1, 2)
             y = self.decoder2.logits(self.decoder1(y, *first), *second, self.head)
-            return rearrange(y, "(B T) 1 h w -> B T h w", B=len(x))
+            return rearrange(y, "(B T) 1 h w -> B T h w", B=x.shape[0])
 
-        chunks = x.split(length, dim=1)
+        chunks = split(x, length, dim=1)
         if not may_overwrite():
             recompute = self.recompute
             return torch.cat([checkpointed(chunk, p, recompute=recompute) for p in chunks], dim=1)

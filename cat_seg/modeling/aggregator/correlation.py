@@ -31,9 +31,9 @@ def correlate(features: Tensor, text: Tensor) -> Tensor:
     with without_autocast(features.device):  # small differences decide
         if text.shape[1] == 1:  # one product for all classes, in the same layout
             positions = features.reshape(B, H * W, D).transpose(1, 2)
-            return torch.matmul(text[:, 0], positions).view(B, len(text), H, W, 1)
+            return torch.matmul(text[:, 0], positions).view(B, text.shape[0], H, W, 1)
         similarity = torch.matmul(features.reshape(B, 1, H * W, D), text.transpose(1, 2))
-    return similarity.view(B, len(text), H, W, -1)
+    return similarity.view(B, text.shape[0], H, W, -1)
 
 
 def most_similar_classes(features: Tensor, text: Tensor, count: int, length: int) -> Tensor:

@@ -66,7 +66,7 @@ class DecoderBlock(nn.Module):
                     f"map it guides {tuple(size)}: the guidance layers must have 2 and 4 times "
                     "FEATURE_RESOLUTION."
                 )
-            maps = maps.to(guidance.dtype).expand(len(guidance), -1, *size)
+            maps = maps.to(guidance.dtype).expand(guidance.shape[0], -1, *size)
             maps = torch.cat([maps, guidance], dim=1)
         guided = F.conv2d(maps, self.conv.first.weight, padding=1)
         return guided.contiguous(memory_format=torch.channels_last)
@@ -83,9 +83,8 @@ class DecoderBlock(nn.Module):
         if fused.applies_to_map(y):
             y = self.conv.second(fused.group_norm_relu(y, self.conv.norm(1), guided))
             return fused.group_norm_relu(y, self.conv.norm(4))
-        if len(guided) > 1:
-            guided = guided.repeat_interleave(len(y) // len(guided), dim=0)
-        return self.conv.finish(y.add_(guided))
+        by_image = y.unflatten(0, (guided.shape[0], -1))
+        return self.conv.finish(by_image.add_(guided[:, None]).flatten(0, 1))
 
     def logits(self, x: Tensor, guided: Tensor, kernel: Tensor, head: nn.Conv2d) -> Tensor:
         """`forward`, and behind it the 3 x 3 convolution to a logit: -> (B T, 1, 2 H, 2 W).

@@ -163,14 +163,14 @@ def _embed(visual: VisionTransformer, image: Tensor) -> Tensor:
     positions = resize_position_embedding(visual.positional_embedding, visual.grid_size, grid)
     # In the parameters' type: under autocast the residual stream stays float32.
     x = rearrange(visual.conv1(image), "b c h w -> b (h w) c").to(positions.dtype)
-    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1)
+    x = torch.cat([visual.class_embedding.expand(x.shape[0], 1, -1), x], dim=1)
     return visual.ln_pre(x + positions)
 
 
 def _block(block: ResidualAttentionBlock, x: Tensor, prompt: Tensor | None) -> Tensor:
     """One block over (B, L, C), with learned tokens (M, C) behind the class token if given."""
     if prompt is not None:
-        x = torch.cat([x[:, :1], prompt.to(x.dtype).expand(len(x), -1, -1), x[:, 1:]], dim=1)
+        x = torch.cat([x[:, :1], prompt.to(x.dtype).expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
     q, k, v = blocks.query_key_value(block.attn, block.ln_1(x))
     attended = blocks.attend(q, k, v, block.attn.num_heads)
     x = blocks.add_attention_and_mlp(block, x, attended)
