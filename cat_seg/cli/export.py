@@ -21,7 +21,7 @@ from cat_seg.cli.options import (
 )
 from cat_seg.cli.terminal import printable, size
 
-_FORMATS = ("onnx", "fp16", "int8", "pt2")
+_FORMATS = ("onnx", "fp16", "int8", "pt2", "aoti")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,8 +37,8 @@ def main(arguments: Sequence[str]) -> int:
         nargs="+",
         choices=_FORMATS,
         default=["onnx", "pt2"],
-        help="onnx; fp16 and int8, the same smaller, whose labels differ; pt2 (torch.export). "
-        "Default: onnx pt2",
+        help="onnx; fp16 and int8, the same smaller, whose labels differ; pt2 (torch.export); aoti "
+        "(AOTInductor, compiled for this kind of machine, in minutes). Default: onnx pt2",
     )
     parser.add_argument("--words-only", action="store_true", help="write words.npz alone")
     add_word_options(parser)

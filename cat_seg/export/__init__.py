@@ -1,4 +1,4 @@
-"""A model as a file that runs without this package: ONNX, `torch.export`.
+"""A model as a file that runs without this package: ONNX, `torch.export`, AOTInductor.
 
 The graph takes crops (B, 3, h, w), RGB in 0..255, and text features (T, P, D), and gives logits
 (B, T, 4 H, 4 W); B, T, h and w are free. Cutting tiles and merging them is NumPy,
@@ -33,12 +33,13 @@ from cat_seg.modeling.clip import clip_sizes
 from cat_seg.utils.files import atomic_write
 from cat_seg.vocabulary import Vocabulary
 
-# Name -> what it is written as. All but "pt2" run in onnxruntime.
+# Name -> what it is written as. All but "pt2" and "aoti" run in onnxruntime.
 FORMATS = {
     "onnx": "model.onnx",
     "fp16": "model_fp16.onnx",
     "int8": "model_int8.onnx",
     "pt2": "model.pt2",
+    "aoti": "model_aoti.pt2",
 }
 TOLERANCE = 1e-4  # of probabilities, between PyTorch and a float32 file
 
@@ -230,6 +231,9 @@ def _write(
         if name == "pt2":
             torch.export.save(program, path)
             run = program.module()
+        elif name == "aoti":
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+            run = torch._inductor.aoti_load_package(str(path))
         else:
             run = _session(path)
         differences[name] = _difference(network, run, words)
@@ -245,7 +249,7 @@ def _write(
 def _write_onnx(
     formats: Sequence[str], program: torch.export.ExportedProgram, folder: Path
 ) -> None:
-    onnx = _imported("onnx", "onnxscript", "onnxruntime")
+    onnx, _ = _packages()
     exported = torch.onnx.export(
         program, dynamo=True, input_names=["images", "text"], output_names=["logits"]
     )
@@ -271,7 +275,7 @@ def _write_onnx(
 
 
 def _session(path: Path) -> Callable[[Tensor, Tensor], Tensor]:
-    onnxruntime = _imported("onnxruntime")
+    _, onnxruntime = _packages()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
@@ -309,12 +313,13 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def _imported(*names: str) -> Any:
-    """Import packages of the extra and return the first."""
-    import importlib
-
+def _packages() -> tuple[Any, Any]:
+    """Import onnx and onnxruntime, and what PyTorch's exporter needs."""
     try:
-        return next(iter([importlib.import_module(name) for name in names]))
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401
     except ImportError as error:
-        missing = error.name or names[0]
+        missing = error.name or "onnx"
         raise MissingPackageError.of_extra("Exports to ONNX", missing, "export") from error
+    return onnx, onnxruntime

@@ -119,8 +119,8 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_what_is_missing_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch):
-    from cat_seg.export import _imported
+    from cat_seg.export import _packages
 
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(CATSegError, match=r"onnxscript, .* pip install 'cat-seg\[export\]'"):
-        _imported("onnxscript")
+        _packages()
