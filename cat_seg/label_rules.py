@@ -46,6 +46,22 @@ class LabelRule:
     other: int | None = None
     colors: bool = False
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LabelRule:
+        """Make a rule of the fields of one (`dataclasses.asdict`), once they went through JSON.
+
+        Raises:
+            CATSegError: if they are none.
+        """
+        fields = dict(values)
+        try:
+            fields["ignore"] = tuple(map(int, fields["ignore"]))
+            if fields["mapping"] is not None:
+                fields["mapping"] = tuple((int(value), int(k)) for value, k in fields["mapping"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CATSegError(f"{values!r:.80} is no rule of labels ({error})") from error
+
     def read(self, path: str | Path) -> np.ndarray:
         """Read a label map's classes: (H, W) int32, IGNORED where there is none.
 

@@ -209,11 +209,6 @@ def evaluate(
         title=metadata.get("title", name),
         result=evaluator.result,
         published=published["mIoU"].get(name) if published else None,
-        label_maps={
-            image: (truth, str(evaluator.prediction_file(image)))
-            for image, truth in evaluator.input_file_to_gt_file.items()
-        },
-        rule=evaluator.rule,
     )
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "words": "show how a file of words is understood",
     "data": "look at data sets, import other formats",
     "evaluate": "evaluate a model on benchmarks",
+    "compare": "put evaluations beside each other, as a web page",
     "convert": "convert weights between the released layout and ours",
     "doctor": "show what is installed here, and what is missing",
 }

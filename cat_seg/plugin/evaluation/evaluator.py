@@ -257,6 +257,11 @@ class SegmentationEvaluator(SemSegEvaluator):
             confusion,
             run=self._sources,
             of_interest=tuple(MetadataCatalog.get(self._name).get("classes_of_interest") or ()),
+            label_maps={
+                image: (truth, str(self.prediction_file(image)) if self._folder else "")
+                for image, truth in self.input_file_to_gt_file.items()
+            },
+            rule=self.rule,
         )
 
     def _count(self, file_name: str, predicted: np.ndarray) -> bool:

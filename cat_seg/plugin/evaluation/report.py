@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 SHOWN_PAIRS = 20
 SHOWN_IMAGES = 4  # best, and as many worst
 SHOWN_NAMES = 8  # in the legend of an image
-PICTURE_SIDE = 400  # pixels
+PICTURE_SIDE = 640  # pixels
 AVERAGES = ("mIoU_2021", "fwIoU", "mACC", "pACC")  # columns beside mIoU
 
 
@@ -50,15 +50,8 @@ def write_report(
         benchmarks: One result of each dataset.
         warnings: What the reader must know about all of it.
     """
-    environment = Environment(
-        loader=PackageLoader("cat_seg.plugin.evaluation", "."),
-        autoescape=True,  # names of classes and files may hold anything
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = _percent
-    page = environment.get_template("report.html.jinja").render(
+    page = render(
+        "report.html.jinja",
         title=title,
         about=about,
         warnings=warnings,
@@ -68,6 +61,19 @@ def write_report(
     )
     with atomic_write(path) as part:
         part.write_text(page, encoding="utf-8")
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of this folder; names of classes and files may hold anything."""
+    environment = Environment(
+        loader=PackageLoader("cat_seg.plugin.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    return environment.get_template(template).render(**values)
 
 
 def most_confused(confusion: np.ndarray, names: Sequence[str], count: int) -> list[dict[str, Any]]:
@@ -121,6 +127,7 @@ def _section(benchmark: BenchmarkResult) -> dict[str, Any]:
         "notes": [result.remark] * bool(result.remark) + left_out,
         "classes": classes,
         "scored": [row["IoU"] for row in classes if row["IoU"] is not None],
+        "images": by_score + sorted(set(result.images) - set(by_score)),
         "confused": most_confused(result.confusion, result.class_names, SHOWN_PAIRS),
         "galleries": {
             "Best images": [_image(name, benchmark) for name in best],
@@ -135,14 +142,15 @@ def _image(name: str, benchmark: BenchmarkResult) -> dict[str, Any]:
     shown = {"name": Path(name).name, "scores": benchmark.result.images[name], "pictures": {}}
     try:
         photo = read_image(name)
-        truth_file, prediction_file = benchmark.label_maps[name]
-        truth, predicted = benchmark.rule.read(truth_file), read_label_map(prediction_file)
+        truth_file, prediction_file = benchmark.result.label_maps[name]
+        truth, predicted = benchmark.result.rule.read(truth_file), read_label_map(prediction_file)
     except ValueError as error:  # after it was evaluated, maybe by the run that was resumed
         logger.warning("not shown in the report: %s", error)
         return shown
-    photo, truth, predicted = _shrink(photo, truth, predicted)
+    photo, truth, predicted = shrink(photo, truth, predicted, side=PICTURE_SIDE)
     counts = np.bincount(
-        np.concatenate([x[x < len(names)] for x in (truth, predicted)]), minlength=len(names)
+        np.concatenate([x[(x >= 0) & (x < len(names))] for x in (truth, predicted)]),
+        minlength=len(names),
     )
     largest = [int(k) for k in np.argsort(-counts, kind="stable")[:SHOWN_NAMES] if counts[k]]
     colors = name_colors(names)
@@ -156,13 +164,13 @@ def _image(name: str, benchmark: BenchmarkResult) -> dict[str, Any]:
     }
 
 
-def _shrink(photo: np.ndarray, *labels: np.ndarray) -> list[np.ndarray]:
-    """Resize an image (H, W, 3) and label maps (H, W) to the page's size, labels as int64."""
+def shrink(photo: np.ndarray, *labels: np.ndarray, side: int) -> list[np.ndarray]:
+    """Resize an image (H, W, 3) and label maps (H, W) to at most `side` pixels; labels as int32."""
     height, width = labels[0].shape
-    scale = min(1.0, PICTURE_SIDE / max(height, width))
+    scale = min(1.0, side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    maps = [cv2.resize(x.astype(np.uint16), size, interpolation=cv2.INTER_NEAREST) for x in labels]
-    return [cv2.resize(photo, size, interpolation=cv2.INTER_AREA), *(x.astype(int) for x in maps)]
+    maps = [cv2.resize(x.astype(np.int32), size, interpolation=cv2.INTER_NEAREST) for x in labels]
+    return [cv2.resize(photo, size, interpolation=cv2.INTER_AREA), *maps]
 
 
 def _data_uri(picture: np.ndarray) -> str:

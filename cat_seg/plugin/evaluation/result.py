@@ -7,14 +7,16 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
+from cat_seg.label_rules import LabelRule
 from cat_seg.plugin.evaluation.metrics import (
     MIOU_DEFINITIONS,
     SegmentationScores,
@@ -42,6 +44,9 @@ class EvaluationResult:
     digests: dict[str, tuple[str, str]] = field(default_factory=dict)  # file name -> see `add`
     run: dict[str, str] = field(default_factory=dict)  # SHA-256 of what made the predictions
     of_interest: tuple[int, ...] = ()  # classes of an average of their own, CoI-mIoU
+    # Every file name -> its label map and the predicted one, "" where none is written.
+    label_maps: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    rule: LabelRule = field(default_factory=LabelRule)  # of the label maps
 
     def add(
         self,
@@ -69,6 +74,8 @@ class EvaluationResult:
             np.sum([p.confusion for p in parts], 0),
             run=first.run,
             of_interest=first.of_interest,
+            label_maps=first.label_maps,
+            rule=first.rule,
         )
         for part in parts:
             merged.images |= part.images
@@ -165,12 +172,20 @@ def log_result(result: EvaluationResult) -> None:
 
 def save_result(result: EvaluationResult, folder: Path) -> None:
     """Write results.json, per_class.csv, confusion_matrix.npz and sem_seg_predictions.json."""
-    images = [
-        {"file_name": name, **{key: _number(value) for key, value in image.items()}}
-        for name, image in sorted(result.images.items())
-    ]
+    images = []
+    for name, scores in sorted(result.images.items()):
+        truth, predicted = result.label_maps.get(name, ("", ""))
+        files = {"file_name": name, "label_map": truth}
+        if predicted:
+            files["prediction"] = Path(os.path.relpath(predicted, folder)).as_posix()
+        images.append(files | {key: _number(value) for key, value in scores.items()})
     classes = result.classes()
-    contents = {"definitions": MIOU_DEFINITIONS, "classes": classes, "per_image": images}
+    contents = {
+        "definitions": MIOU_DEFINITIONS,
+        "label_rule": asdict(result.rule),
+        "classes": classes,
+        "per_image": images,
+    }
     write_json(folder / "results.json", result.summary() | contents)
     write_csv(folder / "per_class.csv", classes)
     with atomic_write(folder / "confusion_matrix.npz") as part:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from cat_seg.label_rules import LabelRule
 from cat_seg.plugin.evaluation.metrics import MIOU_DEFINITIONS
 from cat_seg.plugin.evaluation.result import EvaluationResult, write_csv, write_json
 
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """The result of one dataset beside the published one, and where its label maps are."""
+    """The result of one dataset beside the published one."""
 
     title: str
     result: EvaluationResult
     published: float | None  # mIoU in percent
-    label_maps: Mapping[str, tuple[str, str]]  # image file -> ground truth, prediction
-    rule: LabelRule = field(default_factory=LabelRule)  # of the ground truth
 
     @property
     def figures(self) -> dict[str, Any]:

@@ -25,8 +25,11 @@ def benchmark(folder: Path) -> BenchmarkResult:
     for file, labels in zip(files[1:], ([0, 0, 1, 1], [0, 0, 0, 1]), strict=True):
         Image.fromarray(np.array([labels] * 2, np.uint8)).save(file)
     result.left_out["broken & torn.png"] = "not an image"
-    maps = {files[0]: (files[1], files[2]), "gone.png": ("gone_truth.png", "gone_predicted.png")}
-    return BenchmarkResult("Own data", result, 50.0, maps)
+    result.label_maps = {
+        files[0]: (files[1], files[2]),
+        "gone.png": ("gone_truth.png", "gone_predicted.png"),
+    }
+    return BenchmarkResult("Own data", result, 50.0)
 
 
 def test_page(tmp_path: Path) -> None:
