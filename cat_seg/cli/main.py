@@ -14,6 +14,7 @@ from cat_seg.cli.terminal import run
 COMMANDS = {
     "predict": "segment pictures by words",
     "video": "segment a video, or what a camera sees",
+    "app": "serve a page for pictures and words",
     "export": "write a model as ONNX or for torch.export",
     "models": "list the models that there are",
     "words": "show how a file of words is understood",
