@@ -1,7 +1,7 @@
 """Data sets that other packages register with detectron2's catalogs, MESS among them.
 
 MESS ("What a MESS: Multi-Domain Evaluation of Zero-Shot Semantic Segmentation", NeurIPS 2023) is
-registered by its own toolkit: pip install mess-benchmark.
+registered by its own toolkit: pip install "cat-seg[mess]".
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def import_plugin(module: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        hint = " `pip install mess-benchmark` brings it." if module == "mess.datasets" else ""
+        hint = ' `pip install "cat-seg[mess]"` brings it.' if module == "mess.datasets" else ""
         raise CATSegError(f"{module} cannot be imported ({error}).{hint}") from error
 
 
