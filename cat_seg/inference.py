@@ -26,6 +26,7 @@ from cat_seg.modeling.aggregator import ClassLogits
 from cat_seg.modeling.aggregator.aggregator import LEFT_OUT
 from cat_seg.modeling.chunks import chunk_length, may_be_smaller, smaller_chunks
 from cat_seg.modeling.int8 import int8_linears
+from cat_seg.modeling.merging import Merging
 from cat_seg.modeling.sliding_window import TileGrid, resize
 
 if TYPE_CHECKING:
@@ -89,8 +90,10 @@ class EncodedImage:
 class Maps:
     """The probabilities of one image's classes, computed where they are asked for."""
 
-    probabilities: Callable[[Tensor], Tensor]  # indices (n,) -> (n, H, W)
     logits: list[ClassLogits]  # of each crop
+    merged: Callable[[Tensor], Tensor]  # indices (n,) -> maps before the last resizing
+    probabilities: Callable[[Tensor], Tensor]  # indices (n,) -> (n, H, W)
+    merging: Merging
     num_classes: int
     size: tuple[int, int]  # H, W
     side: int  # of the merged map of a sliding window, in pixels; 0 without
@@ -114,31 +117,34 @@ class Maps:
     def best(self) -> tuple[Tensor, Tensor]:
         """The best class of each pixel, (H, W) int64, and its probability, (H, W).
 
-        Merged class by class, in chunks, so that no second volume of all classes exists.
+        On a CPU only where a class can be it, see `Merging`; on a GPU, which merges all classes in
+        the time of a few launches, class by class, in chunks.
         """
         scores = torch.tensor(LEFT_OUT, device=self.device).sigmoid().repeat(*self.size)
         labels = torch.zeros(self.size, dtype=torch.long, device=self.device)
+        if self.device.type == "cpu":
+            bytes_each = sum(4 * crop.values[0].numel() for crop in self.logits)
+            chunks = self._classes().split(chunk_length(bytes_each, self.device))
+            self.merging.best(
+                chunks, lambda some: [c.of(some) for c in self.logits], self.merged, labels, scores
+            )
+            return labels, scores
         for chunk in self._chunks():
-            maps = self.probabilities(chunk)
-            if self.device.type != "cpu":
-                best, index = maps.max(dim=0)
-                labels = torch.where(best > scores, chunk[index], labels)
-                torch.maximum(scores, best, out=scores)
-                continue
-            for index, one in zip(chunk.tolist(), maps, strict=True):  # faster than max on a CPU
-                labels.masked_fill_(one > scores, index)
-                torch.maximum(scores, one, out=scores)
+            best, index = self.probabilities(chunk).max(dim=0)
+            labels = torch.where(best > scores, chunk[index], labels)
+            torch.maximum(scores, best, out=scores)
         return labels, scores
 
+    def _classes(self) -> Tensor:
+        """The classes that were aggregated for any crop, ascending."""
+        if found := self.aggregated:
+            return torch.cat(found).unique()
+        return torch.arange(self.num_classes, device=self.device)
+
     def _chunks(self) -> Sequence[Tensor]:
-        classes = (
-            torch.cat(found).unique()
-            if (found := self.aggregated)
-            else torch.arange(self.num_classes, device=self.device)
-        )
         merged = 1 if fused.merge_applies(self.logits[0].values) else len(self.logits)
         pixels = max(self.size[0] * self.size[1], merged * self.side**2)
-        return classes.split(chunk_length(4 * pixels, self.device))
+        return self._classes().split(chunk_length(4 * pixels, self.device))
 
 
 class Inference:
@@ -276,18 +282,27 @@ class Inference:
     ) -> Maps:
         tiles = self.plan.sliding_window
 
-        def probabilities(classes: Tensor) -> Tensor:
+        def merged(classes: Tensor) -> Tensor:
             maps = torch.stack([crop.of(classes) for crop in logits])
             if tiles is None:
-                return resize_without_padding(maps.sigmoid(), image.seen, image.canvas, size)[0]
+                return maps.sigmoid_()[0]
             if fused.merge_applies(maps):
-                maps = fused.merge(maps, tiles.corners, tiles.kernel, tiles.resolution)
-            else:
-                maps = tiles.merge(resize(maps, tiles.kernel).sigmoid_())
-            return resize(maps[None], size)[0]
+                return fused.merge(maps, tiles.corners, tiles.kernel, tiles.resolution)
+            return tiles.merge(resize(maps, tiles.kernel).sigmoid_())
 
+        def probabilities(classes: Tensor) -> Tensor:
+            maps = merged(classes)[None]
+            if tiles is None:
+                return resize_without_padding(maps, image.seen, image.canvas, size)[0]
+            return resize(maps, size)[0]
+
+        map_size = logits[0].values.shape[-2:]
+        if tiles is None:
+            merging = Merging.of_whole(map_size, image.seen, image.canvas, size)
+        else:
+            merging = Merging.of_tiles(map_size, tiles, size)
         side = tiles.resolution if tiles else 0
-        return Maps(probabilities, logits, T, size, side, self.model.device)
+        return Maps(logits, merged, probabilities, merging, T, size, side, self.model.device)
 
 
 class CapturedFunction:
@@ -390,4 +405,7 @@ def resize_without_padding(
         out / (m * image / whole)
         for out, m, image, whole in zip(size, maps.shape[-2:], seen, canvas, strict=True)
     ]
-    return torch.ops.aten.upsample_bilinear2d(maps, list(size), False, scales[0], scales[1])
+    # A side as long as before would be copied, whatever its scale; one longer is not.
+    asked = [out + (out == m) for out, m in zip(size, maps.shape[-2:], strict=True)]
+    resized = torch.ops.aten.upsample_bilinear2d(maps, asked, False, scales[0], scales[1])
+    return resized[..., : size[0], : size[1]]

@@ -361,7 +361,7 @@ class CATSeg(nn.Module):
                 break
             except RuntimeError as error:
                 inference.after_out_of_memory(error)
-        labels = torch.where(scores < threshold, -1, best).cpu().numpy()
+        labels = best.masked_fill_(scores < threshold, -1).cpu().numpy()
         return Segmentation(
             labels=labels,
             scores=scores.float().cpu().numpy(),
