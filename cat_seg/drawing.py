@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cat_seg.fonts import can_draw, draw_text, text_width
+from cat_seg.label_maps import strips
 from cat_seg.palette import is_light, name_colors
 from cat_seg.utils.files import atomic_write
 
@@ -28,6 +29,7 @@ _SMALLEST_REGION = 0.004  # of the picture; a smaller one is named by the legend
 _SMOOTHED_CLASSES = 64  # the largest; the others keep the outlines of their pixels
 _SEAM = 0.025  # of the longer side; unlabelled pixels between classes that are narrower
 _PLACING = 400  # pixels of the longer side of the map on which names are placed
+_FILLING = 1000  # of the map on which seams are found, whose cost grows with the cube of the side
 
 
 def draw_segmentation(
@@ -57,7 +59,7 @@ def draw_segmentation(
     """
     if image is None:
         image = np.full((*labels.shape, 3), 255, np.uint8)
-    indices, labels = _present(labels, len(classes))
+    indices, shares, labels = _present(labels, len(classes))
     texts = [_text(classes[i], i) for i in indices]
     shown = [classes[i] for i in indices]
     colors = name_colors(classes)[indices] if steady else name_colors(shown)
@@ -65,15 +67,15 @@ def draw_segmentation(
     if scale > 1:
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
-    shares = np.bincount(labels.ravel() + 1, minlength=len(indices) + 1) / labels.size
     filled = _without_seams(labels)
     fine, line = _enlarge(filled, len(indices), image.shape[:2], scale)
     if filled is not labels:
         seams = 255 * (filled != labels).astype(np.uint8)
         fine[cv2.resize(seams, fine.shape[::-1], interpolation=cv2.INTER_LINEAR) > 127] = -1
     overlay = blend(image, fine, colors, opacity=opacity, line=line if outline else None)
-    font_size = int(np.clip((image.shape[0] * image.shape[1]) ** 0.5 / 34, SMALLEST_FONT, 80))
     picture = Image.fromarray(overlay)
+    del filled, labels, line, overlay  # of a large picture
+    font_size = int(np.clip((image.shape[0] * image.shape[1]) ** 0.5 / 34, SMALLEST_FONT, 80))
     if names:
         _write_names(picture, fine, texts, colors, font_size)
     parts = [Image.fromarray(image)] if original else []
@@ -107,16 +109,19 @@ def blend(
     Returns:
         (H, W, 3) uint8, RGB.
     """
-    known = (labels >= 0) & (labels < len(colors))
+    result = np.empty_like(image)
     table = np.concatenate([colors, np.zeros((1, 3), np.uint8)])
-    layer = table[np.where(known, labels, len(colors))]
-    blended = cv2.addWeighted(image, 1 - opacity, layer, opacity, 0)
-    blended[~known] = image[~known]
-    if line is None:
-        return blended
-    weight = cv2.merge([line] * 3)
-    kept = cv2.multiply(blended, cv2.bitwise_not(weight), scale=1 / 255)
-    return np.asarray(cv2.add(kept, weight))
+    for rows in strips(labels):
+        known = (labels[rows] >= 0) & (labels[rows] < len(colors))
+        layer = table[np.where(known, labels[rows], len(colors))]
+        blended = cv2.addWeighted(image[rows], 1 - opacity, layer, opacity, 0)
+        blended[~known] = image[rows][~known]
+        if line is not None:
+            weight = cv2.merge([line[rows]] * 3)
+            kept = cv2.multiply(blended, cv2.bitwise_not(weight), scale=1 / 255)
+            blended = np.asarray(cv2.add(kept, weight))
+        result[rows] = blended
+    return result
 
 
 def save_picture(path: str | Path, picture: Image.Image) -> Path:
@@ -127,40 +132,62 @@ def save_picture(path: str | Path, picture: Image.Image) -> Path:
     return path
 
 
-def _present(labels: np.ndarray, count: int) -> tuple[list[int], np.ndarray]:
-    """Return the classes that occur, largest first, and (H, W) int32 indices into them, or -1."""
-    inside = np.where((labels >= 0) & (labels < count), labels, count).astype(np.int64)
-    counts = np.bincount(inside.ravel(), minlength=count + 1)[:count]
-    indices = [int(i) for i in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]]
-    table = np.full(count + 1, -1, np.int32)
+def _present(labels: np.ndarray, count: int) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Find the classes that occur, largest first.
+
+    Returns:
+        Their indices, the shares of the unlabelled pixels and of each, and (H, W) signed positions
+        among them, or -1.
+    """
+
+    def inside(rows: slice) -> np.ndarray:
+        part = labels[rows]
+        return np.where((part >= 0) & (part < count), part, count)
+
+    counts = np.zeros(count + 1, np.int64)
+    for rows in strips(labels):
+        counts += np.bincount(inside(rows).ravel(), minlength=count + 1)
+    order = np.argsort(-counts[:count], kind="stable")
+    indices = [int(i) for i in order[: np.count_nonzero(counts[:count])]]
+    table = np.full(count + 1, -1, np.int16 if len(indices) < 1 << 15 else np.int32)
     table[indices] = np.arange(len(indices))
-    return indices, table[inside]
+    found = np.empty(labels.shape, table.dtype)
+    for rows in strips(labels):
+        found[rows] = table[inside(rows)]
+    return indices, counts[[count, *indices]] / labels.size, found
 
 
 def _without_seams(labels: np.ndarray) -> np.ndarray:
     """Give narrow unlabelled seams to the nearest class, so that one line runs along each.
 
     Args:
-        labels: (h, w) int32, -1 where unlabelled.
+        labels: (h, w) signed, -1 where unlabelled.
 
     Returns:
         the same, or itself if there is no such seam.
     """
-    unlabelled = (labels < 0).astype(np.uint8)
-    side = 2 * max(1, round(_SEAM * max(labels.shape) / 2)) + 1
+    step = max(1, max(labels.shape) // _FILLING)
+    small = labels[::step, ::step]
+    unlabelled = (small < 0).astype(np.uint8)
+    side = 2 * max(1, round(_SEAM * max(small.shape) / 2)) + 1
     brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     wide = cv2.morphologyEx(unlabelled, cv2.MORPH_OPEN, brush)
     _, parts, stats, _ = cv2.connectedComponentsWithStats(wide, connectivity=4)
-    small = stats[:, cv2.CC_STAT_AREA] < _SMALLEST_REGION * labels.size
-    seams = (unlabelled > 0) & ((wide == 0) | small[parts])
+    tiny = stats[:, cv2.CC_STAT_AREA] < _SMALLEST_REGION * small.size
+    seams = (unlabelled > 0) & ((wide == 0) | tiny[parts])
     if not seams.any() or unlabelled.all():
         return labels
     _, nearest = cv2.distanceTransformWithLabels(
         unlabelled, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
-    table = np.zeros(int(nearest.max()) + 1, np.int32)
-    table[nearest[unlabelled == 0]] = labels[unlabelled == 0]
-    return np.where(seams, table[nearest], labels)
+    table = np.zeros(int(nearest.max()) + 1, labels.dtype)
+    table[nearest[unlabelled == 0]] = small[unlabelled == 0]
+    filling = np.where(seams, table[nearest], small)
+    filled: np.ndarray = labels.copy()
+    for top, row in zip(range(0, len(labels), step), filling, strict=True):
+        part = filled[top : top + step]
+        np.copyto(part, np.repeat(row, step)[: labels.shape[1]], where=part < 0)
+    return filled
 
 
 def _enlarge(
@@ -169,17 +196,17 @@ def _enlarge(
     """Enlarge a label map with smooth edges, by the blurred mask that is highest.
 
     Args:
-        labels: (h, w) int32, -1..count-1, the largest class first.
+        labels: (h, w) signed, -1..count-1, the largest class first.
         count: of classes.
         size: H, W of the picture.
         scale: H / h.
 
     Returns:
-        The labels, (H, W) int32, and an anti-aliased line between them, (H, W) uint8.
+        The labels, (H, W) as they come, and an anti-aliased line between them, (H, W) uint8.
     """
     height, width = size
     result = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
-    highest = np.where(result >= _SMOOTHED_CLASSES, 255, 0).astype(np.uint8)
+    highest = 255 * (result >= _SMOOTHED_CLASSES).astype(np.uint8)
     sigma = max(min(0.45 * scale, 6.0), max(size) / 1400, 1.0)
     margin = int(np.ceil(3 * sigma / scale)) + 1  # of the small map, so that no blur is cut off
     for index in range(-1, min(count, _SMOOTHED_CLASSES)):

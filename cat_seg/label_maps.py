@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cat_seg.images import open_image
 from cat_seg.utils.files import atomic_write
 
 _ONE_CHANNEL = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
+_STRIP = 1 << 22  # pixels
 _TEXT_KEY = "cat_seg"  # of the text inside a PNG
 _TIFF_DESCRIPTION = 270  # the tag ImageDescription
 
@@ -85,6 +87,12 @@ def write_label_map(path: str | Path, labels: np.ndarray, text: str = "") -> Non
             options["pnginfo"] = inside
     with atomic_write(path) as part:
         Image.fromarray(labels).save(part, **options)
+
+
+def strips(labels: np.ndarray) -> Iterator[slice]:
+    """Divide the rows of a label map, so that what is computed on the way needs little memory."""
+    step = max(1, _STRIP // labels.shape[1])
+    return (slice(top, top + step) for top in range(0, len(labels), step))
 
 
 def text_inside(image: Image.Image) -> str | None:

@@ -20,7 +20,7 @@ from PIL import Image
 from cat_seg.drawing import OPACITY, draw_segmentation, save_picture
 from cat_seg.errors import CATSegError, MissingPackageError
 from cat_seg.images import open_image
-from cat_seg.label_maps import text_inside, write_label_map
+from cat_seg.label_maps import strips, text_inside, write_label_map
 from cat_seg.palette import name_colors
 from cat_seg.utils.files import atomic_write
 
@@ -449,8 +449,7 @@ class Segmentation:
 
     def _counts(self) -> np.ndarray:
         """Return pixels of each class, (T,)."""
-        known = self.labels[(self.labels >= 0) & (self.labels < len(self.classes))]
-        return np.bincount(known, minlength=len(self.classes))
+        return _count(self.labels, len(self.classes))
 
     def _background_indices(self) -> list[int]:
         keys = set(map(_key, self.background))
@@ -463,10 +462,8 @@ class Segmentation:
 
     def _mean_scores(self) -> dict[str, float | None]:
         """Return the mean score of each class that occurs, by name."""
-        known = (self.labels >= 0) & (self.labels < len(self.classes))
-        count = len(self.classes)
-        sums = np.bincount(self.labels[known], self.scores[known], count)
         counts = self._counts()
+        sums = _count(self.labels, len(self.classes), self.scores)
         return {self.classes[i]: _number(sums[i] / counts[i]) for i in np.flatnonzero(counts)}
 
 
@@ -552,7 +549,7 @@ def save_label_map(
 
 def summarize(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the classes that occur, largest area first, as {"id", "name", "pixels", "share"}."""
-    counts = np.bincount(labels[(labels >= 0) & (labels < len(names))], minlength=len(names))
+    counts = _count(labels, len(names))
     present = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
     return [
         {
@@ -563,6 +560,16 @@ def summarize(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
         }
         for i in present
     ]
+
+
+def _count(labels: np.ndarray, count: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Count the pixels of each of so many classes, or sum their weights."""
+    total = np.zeros(count, np.int64 if weights is None else np.float64)
+    for rows in strips(labels):
+        known = (labels[rows] >= 0) & (labels[rows] < count)
+        part = None if weights is None else weights[rows][known]
+        total += np.bincount(labels[rows][known], part, count)
+    return total
 
 
 def _key(name: str) -> str:

@@ -105,6 +105,24 @@ def test_a_seam_belongs_to_the_nearest_class():
     assert drawing._without_seams(filled) is filled
 
 
+def test_seams_of_a_large_map_are_found_on_a_small_one(monkeypatch):
+    labels = np.zeros((300, 401), np.int16)
+    labels[:, 200:203], labels[:, 203:], labels[:160, 250:] = -1, 1, -1
+    exact = drawing._without_seams(labels)
+    monkeypatch.setattr(drawing, "_FILLING", 100)
+    coarse = drawing._without_seams(labels)
+    assert (exact != coarse).mean() < 0.01 and (coarse[:, 198:206] >= 0).all()
+    assert (coarse[labels >= 0] == labels[labels >= 0]).all()
+
+
+def test_a_picture_in_strips_is_that_of_the_whole(halves, monkeypatch):
+    image, labels = halves
+    labels[100:300, 300:500] = 1
+    whole = draw_segmentation(image, labels, NAMES)
+    monkeypatch.setattr("cat_seg.label_maps._STRIP", 3_000)
+    np.testing.assert_array_equal(draw_segmentation(image, labels, NAMES), whole)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (20, 30), (1200, 40), (40, 1200)])
 def test_any_size_and_many_classes(size):
     count = 90
