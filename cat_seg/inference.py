@@ -12,7 +12,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,7 +46,10 @@ CPU_ENCODED_CROPS = 3
 
 @dataclass(frozen=True)
 class InferencePlan:
-    """How pictures are worked off; only `sliding_window` and the last three change a result.
+    """How pictures are worked off.
+
+    What changes a result beyond rounding: `sliding_window`, `precision`, `int8_encoders`,
+    `max_classes` and `representatives`.
 
     Attributes:
         sliding_window: tiles; None to see the image once as a whole.
@@ -56,6 +59,10 @@ class InferencePlan:
         compiled: run the encoders and the aggregator's blocks through `torch.compile`.
         cuda_graphs: on CUDA, record the network once a size and replay it: the processor then
             keeps up with the card. Takes memory of its own.
+        max_classes: of each crop at most so many classes get maps, those most similar to it; 0 for
+            the model's own rule (2023: all; 2024: 256).
+        representatives: so many of the other classes stand for all others where classes meet, in
+            class attention; 0 for none: the others count for nothing.
 
     Raises:
         CATSegError: if the precision is another.
@@ -67,8 +74,16 @@ class InferencePlan:
     int8_encoders: bool = False
     compiled: bool = False
     cuda_graphs: bool = False
+    max_classes: int = 0
+    representatives: int = 0
+
+    def selecting_as(self, other: InferencePlan) -> InferencePlan:
+        """Return this plan with another's selection of classes."""
+        return replace(self, max_classes=other.max_classes, representatives=other.representatives)
 
     def __post_init__(self) -> None:
+        if self.representatives and self.cuda_graphs:
+            raise CATSegError("CUDA graphs cannot record representatives: their number varies.")
         if self.precision not in PRECISIONS:
             raise CATSegError(
                 f"TEST.PRECISION is {self.precision!r}; expected {', '.join(PRECISIONS)}."
@@ -269,7 +284,9 @@ class Inference:
             torch.cat(maps) for maps in zip(*(one.guidance for one in encoded), strict=True)
         ]
         cpu = self.model.device.type == "cpu"
-        logits = self._aggregate(features, guidance, text, self.crop_batch or (1 if cpu else 0))
+        batch = self.crop_batch or (1 if cpu else 0)
+        selection = (self.plan.max_classes, self.plan.representatives)
+        logits = self._aggregate(features, guidance, text, batch, *selection)
         each = len(logits) // len(encoded)
         crops = [logits[i * each : (i + 1) * each] for i in range(len(encoded))]
         return [

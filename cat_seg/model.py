@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cat_seg import hub, images, saved, video
+from cat_seg.certificate import Certificate
 from cat_seg.errors import CATSegError
 from cat_seg.inference import EncodedImage, Inference, InferencePlan, Maps
 from cat_seg.model_config import ModelConfig
@@ -59,6 +60,8 @@ class CATSeg(nn.Module):
         default_words: classes that the model brings; () for none.
         threshold: `predict` leaves pixels whose best score is lower without label; for as many
             words as the model brings, see `threshold_of`.
+        certificate: of how few classes of a vocabulary need be computed, see
+            `cat_seg.certificate`; it is followed with its words unless a plan is given.
         card: what people should know: "name", "photographs" (whether it knows them), ...
     """
 
@@ -112,6 +115,7 @@ class CATSeg(nn.Module):
         self.plan = InferencePlan(sliding_window=grid)
         self.default_words: tuple[str, ...] = ()
         self.threshold = 0.0
+        self.certificate: Certificate | None = None
         self.card: dict[str, Any] = {"name": "", "photographs": True}
         self._vocabularies = VocabularyCache()
 
@@ -268,8 +272,8 @@ class CATSeg(nn.Module):
         Raises:
             CATSegError: if the picture or the words cannot be understood.
         """
-        inference = Inference(self, plan or self.plan)
         vocabulary = self._vocabulary(words, background)
+        inference = Inference(self, plan or self._plan_of(vocabulary))
         return self._segment(inference, picture, vocabulary, threshold)
 
     def threshold_of(self, count: int) -> float:
@@ -303,8 +307,8 @@ class CATSeg(nn.Module):
         """
         from concurrent.futures import ThreadPoolExecutor
 
-        inference = Inference(self, plan or self.plan)
         vocabulary = self._vocabulary(words, background)
+        inference = Inference(self, plan or self._plan_of(vocabulary))
         if isinstance(source, str | Path):
             pictures: Iterable[Any] = (
                 video.frames(source) if video.is_video(source) else images.find_images([source])
@@ -335,6 +339,12 @@ class CATSeg(nn.Module):
             words = list(self.default_words)
         return self.vocabulary(words, background=background)
 
+    def _plan_of(self, vocabulary: Vocabulary) -> InferencePlan:
+        """The model's plan, by its certificate if it has one for these words."""
+        if self.certificate is not None and self.certificate.applies(vocabulary):
+            return self.certificate.plan(self.plan)
+        return self.plan
+
     def _segment(
         self, inference: Inference, picture: Any, vocabulary: Vocabulary, threshold: float | None
     ) -> Segmentation:
@@ -355,7 +365,7 @@ class CATSeg(nn.Module):
                 if encoded is None:
                     maps = inference([_resized(pixels, self.config)], text, [size])[0]
                 else:
-                    follow = Inference(self, encoded.plan)
+                    follow = Inference(self, encoded.plan.selecting_as(inference.plan))
                     maps = follow.decode(encoded, text, size)
                 best, scores = maps.best()
                 break
@@ -372,11 +382,13 @@ class CATSeg(nn.Module):
             threshold=threshold,
             background=vocabulary.background,
             probability=lambda index: _map_of(maps, index),
-            notes=self._notes(labels, threshold),
+            notes=self._notes(labels, threshold, inference.plan),
         )
 
-    def _notes(self, labels: np.ndarray, threshold: float) -> tuple[str, ...]:
+    def _notes(self, labels: np.ndarray, threshold: float, plan: InferencePlan) -> tuple[str, ...]:
         notes = []
+        if self.certificate is not None and plan == self.certificate.plan(self.plan) != self.plan:
+            notes.append(str(self.certificate))
         if threshold > 0 and (labels >= 0).mean() < NOTHING_FOUND:
             notes.append("None of the words seem to be in this picture.")
         if not self.card["photographs"]:

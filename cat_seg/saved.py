@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
+from cat_seg.certificate import Certificate
 from cat_seg.conversion import describe, published_name
 from cat_seg.errors import CATSegError
 from cat_seg.hub import Source
@@ -60,6 +62,7 @@ def apply_description(model: CATSeg, about: dict[str, Any]) -> None:
         model.threshold = float(threshold)
     if isinstance(card, dict):
         model.card |= card
+    model.certificate = Certificate.parse(about.get("certificate"))
 
 
 def load_checkpoint(build: Callable[[ModelConfig], CATSeg], source: Source) -> CATSeg:
@@ -100,6 +103,8 @@ def save_description(model: CATSeg, folder: Path) -> None:
         "threshold": model.threshold,
         "card": model.card,
     }
+    if model.certificate is not None:
+        about["certificate"] = asdict(model.certificate)
     with atomic_write(folder / CONFIG) as part:
         text = json.dumps(about, indent=1, ensure_ascii=False, default=list)
         part.write_text(text + "\n", encoding="utf-8")
@@ -116,6 +121,9 @@ def _card(model: CATSeg) -> str:
             value = ", ".join(f"{name} {figure}" for name, figure in value.items())
         if key != "name":
             lines.append(f"* {key.replace('_', ' ')}: {value}")
-    lines += [f"* threshold of 'none of these': {model.threshold}", ""]
+    lines.append(f"* threshold of 'none of these': {model.threshold}")
+    if model.certificate is not None:
+        lines.append(f"* certificate: {model.certificate}")
+    lines.append("")
     lines += ["```python", "from cat_seg import CATSeg", "", 'CATSeg.from_pretrained("FOLDER")']
     return "\n".join([*lines, "```", ""])

@@ -17,6 +17,7 @@ COMMANDS = {
     "app": "serve a page for pictures and words",
     "export": "write a model as ONNX or for torch.export",
     "models": "list the models that there are",
+    "calibrate": "compute fewer classes of many, with a guarantee",
     "words": "show how a file of words is understood",
     "data": "look at data sets, import other formats",
     "evaluate": "evaluate a model on benchmarks",

@@ -140,7 +140,13 @@ class CATSegPredictor(nn.Module):
             return self.encode_text(class_names, cache_dir)
 
     def forward(
-        self, features: Tensor, guidance: Sequence[Tensor], text: Tensor, batch: int = 0
+        self,
+        features: Tensor,
+        guidance: Sequence[Tensor],
+        text: Tensor,
+        batch: int = 0,
+        max_classes: int = 0,
+        representatives: int = 0,
     ) -> list[ClassLogits]:
         """Segment images into T classes.
 
@@ -149,11 +155,12 @@ class CATSegPredictor(nn.Module):
             guidance: maps of (B, ., H, W), (B, ., 2 H, 2 W), (B, ., 4 H, 4 W).
             text: (T, P, D)
             batch: images aggregated at a time; 0 for all.
+            max_classes, representatives: see `Aggregator.forward`.
 
         Returns:
             the logits of each image.
         """
-        return self.transformer(features, text, guidance, batch)
+        return self.transformer(features, text, guidance, batch, max_classes, representatives)
 
 
 class SegmentationHead(nn.Module):

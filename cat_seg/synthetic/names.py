@@ -8,6 +8,7 @@ while its colour, its pattern, its shape and every pair of these are seen in oth
 from __future__ import annotations
 
 from itertools import product
+from math import gcd
 
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "pink")
 PATTERNS = ("plain", "striped", "dotted")
@@ -63,3 +64,33 @@ def phrase_groups() -> tuple[dict[str, frozenset[str]], ...]:
 def phrases() -> dict[str, frozenset[str]]:
     """Return all of `phrase_groups` in one."""
     return {said: names for group in phrase_groups() for said, names in group.items()}
+
+
+_MORE_COLOURS = (
+    "crimson", "scarlet", "golden", "lime", "emerald", "turquoise", "navy", "magenta", "orange",
+    "purple", "brown", "black", "white", "grey", "silver", "beige",
+)  # fmt: skip
+_MORE_PATTERNS = ("solid", "lined", "spotted", "checked", "zigzag", "speckled", "woven", "glossy")
+_MORE_SHAPES = (
+    "disc", "ring", "plus", "square", "hexagon", "arrow", "heart", "crescent", "spiral", "moon",
+)  # fmt: skip
+
+
+def wide_names(count: int) -> tuple[str, ...]:
+    """Return a vocabulary of `NAMES` and others, which are in no picture.
+
+    The others are made of words of the world and of words beside it, near-synonyms among them
+    ("crimson striped disc"), in an order that mixes them and does not depend on `count`.
+
+    Raises:
+        ValueError: if there are not so many.
+    """
+    sets = (COLOURS + _MORE_COLOURS, PATTERNS + _MORE_PATTERNS, SHAPES + _MORE_SHAPES)
+    every = [size + " ".join(words) for size in ("", "tiny ", "huge ") for words in product(*sets)]
+    others = [name for name in every if name not in set(OBJECTS)]
+    # A stride that shares no factor with the length visits each once.
+    stride = next(s for s in range(3571, 9000) if gcd(s, len(others)) == 1)
+    names = NAMES + tuple(others[i * stride % len(others)] for i in range(len(others)))
+    if not 0 < count <= len(names):
+        raise ValueError(f"{count} names; there are 1 to {len(names)}.")
+    return names[:count]

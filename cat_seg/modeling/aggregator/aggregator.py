@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cat_seg.modeling.aggregator.class_aggregation import ClassAggregation
-from cat_seg.modeling.aggregator.correlation import correlate, most_similar_classes, unit_length
+from cat_seg.modeling.aggregator.correlation import (
+    Selection,
+    cluster,
+    correlate,
+    most_similar_classes,
+    represent,
+    unit_length,
+)
 from cat_seg.modeling.aggregator.decoder import DecoderBlock
 from cat_seg.modeling.aggregator.spatial_aggregation import SpatialAggregation
 from cat_seg.modeling.chunks import checkpointed, chunk_length, gather_chunks, map_chunks, split
@@ -181,7 +188,13 @@ class Aggregator(nn.Module):
         self.decoder2.compile()
 
     def forward(
-        self, features: Tensor, text: Tensor, guidance: Sequence[Tensor], batch: int = 0
+        self,
+        features: Tensor,
+        text: Tensor,
+        guidance: Sequence[Tensor],
+        batch: int = 0,
+        max_classes: int = 0,
+        representatives: int = 0,
     ) -> list[ClassLogits]:
         """Aggregate the cost volume of each image.
 
@@ -190,6 +203,8 @@ class Aggregator(nn.Module):
             text: (T, P, D) text features.
             guidance: feature maps, deepest first: (B, ., H, W), (B, ., 2 H, 2 W), (B, ., 4 H, 4 W)
             batch: images whose volumes exist at a time; 0 for all of them.
+            max_classes: at most so many classes of an image get maps; 0 for the model's own rule.
+            representatives: classes that stand for the rest in class attention; 0 for none.
 
         Returns:
             B of `ClassLogits`, of (T, 4 H, 4 W), or (max_classes, 4 H, 4 W) if that is less.
@@ -205,26 +220,37 @@ class Aggregator(nn.Module):
             )
         features = F.normalize(rearrange(features, "B D H W -> B H W D").float(), dim=-1)
         B = len(features)
-        select = 0 < self.max_classes < len(text)
+        count = max_classes or self.max_classes
+        select = 0 < count < len(text)
         batch = 1 if select else batch or B
         words = self.project_text(text)
+        means = clusters = None
+        if select and representatives:
+            means = self._mean_text(text)
+            clusters = cluster(means, min(representatives, len(text) - count))
         logits: list[ClassLogits] = []
         volume = None
         for start in range(0, B, batch):
-            some, classes = slice(start, start + batch), None
+            some, chosen, kept = slice(start, start + batch), None, None
             if select:
-                length = self._chunk(1, features.device)
                 with torch.no_grad():
-                    classes = most_similar_classes(features[start], text, self.max_classes, length)
-            chosen = slice(None) if classes is None else classes
+                    if clusters is not None and means is not None:
+                        kept = represent(features[start], means, count, clusters)
+                    else:
+                        length = self._chunk(1, features.device)
+                        found = most_similar_classes(features[start], text, count, length)
+                        kept = Selection(found, found[:0], None)
+                chosen = torch.cat([kept.classes, kept.others])
             volume, maps = self.aggregate(
                 features[some],
-                text[chosen],
-                None if words is None else words[chosen],
+                text if chosen is None else text[chosen],
+                words if words is None or chosen is None else words[chosen],
                 [g[some] for g in guidance],
-                volume,
+                volume if volume is None or chosen is None else volume[:, : len(chosen)],
                 overwrite=start + batch >= B,
+                kept=kept,
             )
+            classes = None if kept is None else kept.classes
             logits += [ClassLogits(m, classes) for m in maps]
         return logits
 
@@ -237,6 +263,7 @@ class Aggregator(nn.Module):
         volume: Tensor | None,
         *,
         overwrite: bool,
+        kept: Selection | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The logits of B images.
 
@@ -248,6 +275,8 @@ class Aggregator(nn.Module):
             volume: memory of the images before, (B or more, T, H, W, C), used again.
             overwrite: without gradients, the logits may lie in the volume's memory: no images
                 follow.
+            kept: what the classes stand for, and how many of them, the first, get maps; None for
+                themselves, and all.
 
         Returns:
             The volume, its contents lost, and (B, T, 4 H, 4 W).
@@ -265,15 +294,21 @@ class Aggregator(nn.Module):
             guided = layer.swin_block.guide(appearance)
             spatial = partial(layer.swin_block, guided=guided)
             x = map_chunks(spatial, x, dim=1, length=length, recompute=self.recompute)
-            x = layer.attention(x, words, recompute=self.recompute)
-        return x, self.decode(x, guidance[1:], length, overwrite=overwrite)
+            weights = kept.weights if kept is not None else None
+            x = layer.attention(x, words, recompute=self.recompute, weights=weights)
+        shown = x if kept is None else x[:, : len(kept.classes)]
+        return x, self.decode(shown, guidance[1:], length, overwrite=overwrite)
 
     def project_text(self, text: Tensor) -> Tensor | None:
         """Text guidance of a vocabulary: (T, P, D) -> (T, .)."""
         if self.text_guidance_projection is None:
             return None
+        return self.text_guidance_projection(self._mean_text(text))
+
+    def _mean_text(self, text: Tensor) -> Tensor:
+        """The mean of each class's templates, of unit length: (T, P, D) -> (T, D)."""
         means = [unit_length(t).mean(dim=1) for t in split(text, self._chunk(1, text.device))]
-        return self.text_guidance_projection(F.normalize(torch.cat(means), dim=-1))
+        return F.normalize(torch.cat(means), dim=-1)
 
     def embed(self, features: Tensor, text: Tensor) -> Tensor:
         """Correlation and first convolution: (B, H, W, D), (T, P, D) -> (B, T, H, W, C)."""

@@ -59,18 +59,26 @@ class ClassAggregation(nn.Module):
             self.padding_tokens = nn.Parameter(torch.zeros(1, 1, dim))
             self.padding_guidance = nn.Parameter(torch.zeros(1, 1, guidance_dim))
 
-    def forward(self, x: Tensor, text: Tensor | None, *, recompute: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        text: Tensor | None,
+        *,
+        recompute: bool = False,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, H, W, C) -> the same shape, overwritten where no gradient is needed.
 
         Args:
             x: the volume, owned by the caller.
             text: (T, G) guidance.
             recompute: trade time for memory in training.
+            weights: (T,) how many classes each one stands for; None for itself alone.
         """
         B, T, H, W, C = x.shape
         guided = self.attention.guide(text)  # (T, 3 C) or (3 C,)
         pooling = self.pooling if self.training else self.test_pooling
-        fast = pooling == (1, 1) and self._fused_applies(x)
+        fast = pooling == (1, 1) and weights is None and self._fused_applies(x)
         bytes_each = B * T * C * (6 if fast else 16)  # of q, k and v, or the MLP, at one position
 
         def chunks(function: Callable[[Tensor], Tensor], volume: Tensor) -> Tensor:
@@ -82,11 +90,12 @@ class ClassAggregation(nn.Module):
             return chunks(lambda p: self.fused(p, guided, dtype), x.flatten(2, 3)).view(x.shape)
         if pooling == (1, 1):
             x = x.flatten(2, 3)
-            return chunks(lambda p: add(p, self.branch(p.float(), guided)), x).view(B, T, H, W, C)
+            x = chunks(lambda p: add(p, self.branch(p.float(), guided, weights)), x)
+            return x.view(B, T, H, W, C)
         pooled = F.avg_pool2d(rearrange(x.float(), "B T H W C -> (B T) C H W"), pooling)
         h = pooled.shape[-2]
         pooled = rearrange(pooled, "(B T) C h w -> B T (h w) C", B=B).contiguous()
-        pooled = chunks(lambda p: self.branch(p, guided), pooled)
+        pooled = chunks(lambda p: self.branch(p, guided, weights), pooled)
         pooled = rearrange(pooled, "B T (h w) C -> (B T) C h w", h=h)
         branch = F.interpolate(pooled, (H, W), mode="bilinear", align_corners=True)
         return x + rearrange(branch, "(B T) C H W -> B T H W C", B=B)
@@ -109,10 +118,11 @@ class ClassAggregation(nn.Module):
         linear = self.attention.attention_type == "linear"
         return linear and fused.applies(x, self.attention.num_heads)
 
-    def branch(self, x: Tensor, guided: Tensor) -> Tensor:
+    def branch(self, x: Tensor, guided: Tensor, weights: Tensor | None = None) -> Tensor:
         """(B, T, N, C) -> the same shape: attention and MLP, each with its residual."""
         x = x.transpose(1, 2).contiguous()  # (B, N, T, C)
-        x = x + self.attention(self.norm1(x), guided, *self._padding(x.shape[2]))
+        T = x.shape[2] if weights is None else round(float(weights.sum()))
+        x = x + self.attention(self.norm1(x), guided, *self._padding(T), weights)
         return add(x, self.MLP(self.norm2(x))).transpose(1, 2)
 
     def _padding(self, T: int) -> tuple[int, Tensor | None, Tensor | None]:
@@ -160,6 +170,7 @@ class GuidedClassAttention(nn.Module):
         copies: int = 0,
         token: Tensor | None = None,
         token_guidance: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """(B, N, T, C) -> the same shape.
 
@@ -169,6 +180,7 @@ class GuidedClassAttention(nn.Module):
             copies: how often the padding token stands in the sequence.
             token: (C,), normalised.
             token_guidance: (G,)
+            weights: (T,) how often each class stands in the sequence; None for once.
         """
         qkv = linear(x, self.weight()).add_(guided)
         q, k, v = rearrange(
@@ -182,12 +194,17 @@ class GuidedClassAttention(nn.Module):
                 rearrange(value, "(heads d) -> heads 1 d", heads=self.num_heads),
             )
         attend = linear_attention if self.attention_type == "linear" else full_attention
-        y = attend(q, k, v, pad, copies)
+        y = attend(q, k, v, pad, copies, weights)
         return rearrange(y, "(B N) heads T d -> B N T (heads d)", B=x.shape[0])
 
 
 def linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, pad: tuple[Tensor, Tensor] | None, copies: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pad: tuple[Tensor, Tensor] | None,
+    copies: int,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Attention with the feature map elu + 1: two sums over the sequence serve every query.
 
@@ -196,8 +213,11 @@ def linear_attention(
     Args:
         q, k, v: (..., heads, T, d)
         pad: key and value, (heads, 1, d), that stand in the sequence another `copies` times.
+        weights: (T,) how often each key and value stands in the sequence; None for once.
     """
     q, k = feature_map(q), feature_map(k)
+    if weights is not None:
+        k = k * weights[:, None]
     key_value = k.transpose(-1, -2) @ v  # (..., heads, d, d)
     key_sum = k.sum(-2, keepdim=True)  # (..., heads, 1, d)
     if pad is not None:
@@ -216,13 +236,19 @@ def feature_map(x: Tensor) -> Tensor:
 
 
 def full_attention(
-    q: Tensor, k: Tensor, v: Tensor, pad: tuple[Tensor, Tensor] | None, copies: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pad: tuple[Tensor, Tensor] | None,
+    copies: int,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention; n equal keys weigh as much as one whose score is higher by log n."""
-    bias = None
+    bias = None if weights is None else weights.to(q.dtype).log()[None]
     if pad is not None:
         k = torch.cat([k, pad[0].to(k.dtype).expand(len(k), -1, -1, -1)], dim=-2)
         v = torch.cat([v, pad[1].to(v.dtype).expand(len(v), -1, -1, -1)], dim=-2)
-        bias = q.new_zeros(1, k.shape[-2])
-        bias[:, -1] = math.log(copies)
+        last = q.new_full((1, 1), math.log(copies))
+        every = q.new_zeros(1, k.shape[-2] - 1) if bias is None else bias
+        bias = torch.cat([every, last], dim=1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

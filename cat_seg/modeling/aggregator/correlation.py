@@ -5,6 +5,8 @@ B images, T classes, P prompt templates, D text width, H and W positions.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -52,3 +54,63 @@ def most_similar_classes(features: Tensor, text: Tensor, count: int, length: int
         correlate(features[None], unit_length(t)).amax(dim=(0, 2, 3, 4)) for t in text.split(length)
     ]
     return torch.cat(peaks).topk(count).indices.sort().values
+
+
+class Selection(NamedTuple):
+    """The classes of an image that are aggregated.
+
+    Attributes:
+        classes: (K,) indices, ascending, of those that get maps.
+        others: (m,) indices of those that stand for the rest in class attention's sums.
+        weights: (K + m,) how many classes each one stands for; None for itself alone.
+    """
+
+    classes: Tensor
+    others: Tensor
+    weights: Tensor | None
+
+
+def represent(features: Tensor, means: Tensor, count: int, clusters: Tensor) -> Selection:
+    """Select the most similar classes, and representatives of the rest.
+
+    Classes meet only in class attention's sums. One class of each cluster of similar texts, those
+    already selected taken out, stands there for all of them.
+
+    Args:
+        features: (H, W, D), of unit length along D.
+        means: (T, D) mean text feature of each class, of unit length.
+        count: how many to select.
+        clusters: (T,) of each class, see `cluster`.
+    """
+    peaks = torch.cat([(features @ part.T).amax(dim=(0, 1)) for part in means.split(1024)])
+    classes = peaks.topk(count).indices.sort().values
+    rest = torch.ones(len(means), dtype=torch.bool, device=means.device)
+    rest[classes] = False
+    sizes = clusters[rest].bincount(minlength=int(clusters.max()) + 1)
+    centres = means.new_zeros(len(sizes), means.shape[1])
+    centres = F.normalize(centres.index_add_(0, clusters[rest], means[rest]), dim=-1)
+    near = (means * centres[clusters]).sum(-1).masked_fill_(~rest, -2)
+    best = near.new_full((len(sizes),), -2).scatter_reduce_(0, clusters, near, "amax")
+    at = torch.nonzero(rest & (near == best[clusters]))[:, 0]  # of equals, the last
+    others = at.new_zeros(len(sizes)).scatter_(0, clusters[at], at)[sizes > 0]
+    weights = torch.cat([means.new_ones(count), sizes[sizes > 0].to(means.dtype)])
+    return Selection(classes, others, weights)
+
+
+def cluster(means: Tensor, count: int, rounds: int = 8) -> Tensor:
+    """Cluster texts by k-means on the sphere; the same texts give the same clusters.
+
+    Args:
+        means: (T, D), of unit length.
+        count: of clusters, at most T.
+
+    Returns:
+        (T,) int64, the cluster of each.
+    """
+    centres = means[torch.linspace(0, len(means) - 1, count, device=means.device).long()]
+    for _ in range(rounds):
+        owner = torch.cat([(part @ centres.T).argmax(dim=1) for part in means.split(4096)])
+        sums = torch.zeros_like(centres).index_add_(0, owner, means)
+        # A cluster that lost all of its members keeps its centre.
+        centres = torch.where(sums.any(dim=1, keepdim=True), F.normalize(sums, dim=-1), centres)
+    return owner

@@ -8,10 +8,16 @@ import pytest
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cat_seg.modeling.aggregator import Aggregator, ClassLogits
 from cat_seg.modeling.aggregator.class_aggregation import ClassAggregation
-from cat_seg.modeling.aggregator.correlation import correlate, most_similar_classes
+from cat_seg.modeling.aggregator.correlation import (
+    cluster,
+    correlate,
+    most_similar_classes,
+    represent,
+)
 from cat_seg.modeling.aggregator.decoder import DecoderBlock
 from cat_seg.modeling.aggregator.spatial_aggregation import SpatialAggregation, window_regions
 from tests import reference
@@ -135,6 +141,47 @@ def inputs(B: int = 2, T: int = 7) -> tuple[Tensor, Tensor, list[Tensor]]:
     torch.manual_seed(1)
     guidance = [torch.randn(B, c, 8 * s, 8 * s) for c, s in ((9, 1), (7, 2), (5, 4))]
     return torch.randn(B, 8, 8, 8), torch.randn(T, 3, 8), guidance
+
+
+@pytest.mark.parametrize("kind", ["linear", "full"])
+def test_a_class_that_stands_for_several(kind: str):
+    """Weights are copies, beside the learned padding too."""
+    model = random_weights(
+        ClassAggregation(dim=8, guidance_dim=3, num_heads=2, attention_type=kind, padding=9)
+    )
+    x, text = torch.randn(2, 3, 4, 4, 8), torch.randn(3, 3)
+    copies = torch.tensor([0, 1, 1, 1, 2, 2])
+    with torch.no_grad():
+        expected = model(x[:, copies], text[copies])[:, [0, 1, 4]]
+        close(model(x, text, weights=torch.tensor([1.0, 3.0, 2.0])), expected)
+
+
+def test_representatives_of_equal_classes_lose_nothing():
+    model = random_weights(Aggregator(**{**ARGS, "class_padding": 16}), std=0.15)
+    features, text, guidance = inputs()
+    text = text[:1].expand(7, -1, -1)
+    with torch.no_grad():
+        whole = dense(model(features, text, guidance))
+        for image, expected in zip(model(features, text, guidance, 0, 4, 1), whole, strict=True):
+            assert image.classes is not None and len(image.values) == 4
+            close(image.values, expected[image.classes])
+        dropped = model(features, text, guidance, 0, 4)
+    assert not torch.allclose(dropped[0].values, whole[0][:4], atol=1e-4)
+
+
+def test_clusters_find_what_is_alike_and_the_rest_is_counted():
+    torch.manual_seed(0)
+    centres = F.normalize(torch.randn(3, 16), dim=-1)
+    owner = torch.arange(30) % 3
+    means = F.normalize(centres[owner] + 0.05 * torch.randn(30, 16), dim=-1)
+    found = cluster(means, 3)
+    assert len({(a, b) for a, b in zip(found.tolist(), owner.tolist(), strict=True)}) == 3
+    features = F.normalize(means[[4, 7]], dim=-1).view(1, 2, 16)
+    kept = represent(features, means, 2, found)
+    assert kept.classes.tolist() == [4, 7] and kept.weights is not None
+    assert kept.weights.tolist()[:2] == [1, 1] and kept.weights.sum() == 30
+    assert sorted(owner[kept.others].tolist()) == [0, 1, 2]
+    assert not set(kept.others.tolist()) & {4, 7}
 
 
 def dense(logits: list[ClassLogits], T: int = 7) -> Tensor:
