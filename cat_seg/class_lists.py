@@ -9,7 +9,7 @@ from cat_seg.resources import resource
 
 # Names of the class lists that ship, as `Vocabulary.read` takes them.
 PUBLISHED = (
-    *("ade150", "ade847", "coco", "pc59", "pc459", "voc20", "voc20b"),
+    *("ade150", "ade847", "cityscapes", "coco", "pc59", "pc459", "voc20", "voc20b"),
     *("synthetic", "synthetic_seen"),
 )
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cat_seg.class_lists import class_names
+from cat_seg.class_lists import class_names, label_ids
 from cat_seg.errors import CATSegError
 from cat_seg.label_maps import image_size, read_colors, write_label_map
 from cat_seg.label_rules import IGNORED, LabelRule
@@ -260,24 +260,16 @@ def _labelmap(path: Path) -> tuple[list[str], list[int]]:
     return names, colors
 
 
-# Cityscapes' ids of the 19 classes that are evaluated, in the order of its train ids.
-CITYSCAPES = {
-    7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole",
-    19: "traffic light", 20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky",
-    24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle",
-    33: "bicycle",
-}  # fmt: skip
-
-
 def cityscapes(source: Path, _: Path | None, __: list[str]) -> Imported:
     """A folder of *_labelIds.png, such as gtFine/val: the 19 classes, all others ignored."""
-    table = tuple((value, k) for k, value in enumerate(CITYSCAPES))
-    rule = LabelRule(len(CITYSCAPES), ignore=(), mapping=table, other=IGNORED)
+    names = class_names("cityscapes")
+    table = tuple((value, k) for k, value in enumerate(label_ids("cityscapes")))
+    rule = LabelRule(len(names), ignore=(), mapping=table, other=IGNORED)
     draw = {}
     for path in sorted(source.rglob("*_labelIds.png")):
         name = re.sub(r"_gt(Fine|Coarse)_labelIds\.png$", "", path.relative_to(source).as_posix())
         draw[name.removesuffix("_labelIds.png")] = partial(rule.read, path)
-    return Imported([*CITYSCAPES.values()], draw, {"IMAGE_SUFFIX": "_leftImg8bit"})
+    return Imported(names, draw, {"IMAGE_SUFFIX": "_leftImg8bit"})
 
 
 FORMATS: dict[str, Callable[[Path, Path | None, list[str]], Imported]] = {

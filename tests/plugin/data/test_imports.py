@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from cat_seg.errors import CATSegError
 from cat_seg.label_maps import read_label_map
-from cat_seg.plugin.data.imports import CITYSCAPES, import_labels, voc_color
+from cat_seg.plugin.data.imports import import_labels, voc_color
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_cityscapes(take, tmp_path):
     Image.fromarray(values).save(tmp_path / "in/ulm/ulm_1_gtFine_labelIds.png")
     Image.fromarray(values).save(tmp_path / "in/ulm/ulm_1_gtFine_instanceIds.png")
     _, entry, maps, names = take("cityscapes", tmp_path / "in")
-    assert len(names) == 19 and names == [*CITYSCAPES.values()]
+    assert len(names) == 19 and (names[0], names[13], names[-1]) == ("road", "car", "bicycle")
     np.testing.assert_array_equal(maps["ulm/ulm_1"], [[0, 18, 255, 255, 13]])
     assert entry["IMAGE_SUFFIX"] == "_leftImg8bit"
 
