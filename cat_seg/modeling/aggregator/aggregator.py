@@ -52,6 +52,91 @@ class ClassLogits(NamedTuple):
         return torch.where(here[:, None, None], self.values[at], LEFT_OUT)
 
 
+class StreamedLogits:
+    """Logits of one image's classes, computed whenever they are asked for.
+
+    Classes meet in the two sums of linear class attention alone. These are added up first, layer
+    by layer, in a pass over all classes each; then any class can be computed by itself. No more is
+    kept, so memory does not grow with T, and the arithmetic about doubles.
+    """
+
+    classes = None  # these are all
+
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        features: Tensor,
+        text: Tensor,
+        words: Tensor | None,
+        guidance: Sequence[Tensor],
+    ) -> None:
+        """
+        Args:
+            aggregator: in inference.
+            features: (1, H, W, D), of unit length.
+            text: (T, P, D), which may be mapped into memory.
+            words: (T, .) projected text.
+            guidance: of this image, see `Aggregator.forward`.
+        """
+        self.aggregator = aggregator
+        self.features = features
+        self.text = text
+        self.words = words
+        self.guidance = guidance
+        appearance = aggregator.project_appearance(guidance)
+        self.guided = [layer.swin_block.guide(appearance) for layer in aggregator.every_layer()]
+        self.sums: list[tuple[Tensor, Tensor]] = []
+        for layer in aggregator.every_layer():
+            total = layer.attention.padding_sums(len(text))
+            for classes in torch.arange(len(text), device=features.device).split(self.length):
+                x, some = self._before_attention(classes)
+                key_value, key_sum = layer.attention.sums(x, some)
+                if total is None:
+                    total = key_value, key_sum
+                elif total[0].shape == key_value.shape:
+                    total[0].add_(key_value)
+                    total[1].add_(key_sum)
+                else:  # of the padding, the same at every position
+                    total = key_value.add_(total[0]), key_sum.add_(total[1])
+            assert total is not None
+            self.sums.append(total)
+
+    @property
+    def length(self) -> int:
+        """Classes in a chunk."""
+        return self.aggregator.chunk(1, self.features.device)
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """4 H, 4 W."""
+        return 4 * self.features.shape[1], 4 * self.features.shape[2]
+
+    @torch.no_grad()
+    def of(self, classes: Tensor) -> Tensor:
+        """The maps of some classes, (len(classes), 4 H, 4 W)."""
+        maps = torch.empty(len(classes), *self.map_size, device=self.features.device)
+        for i in range(0, len(classes), self.length):
+            x, words = self._before_attention(classes[i : i + self.length])
+            if self.sums:
+                last = self.aggregator.every_layer()[-1]
+                x = last.attention.part(x, words, self.sums[-1])
+            maps[i : i + self.length] = self.aggregator.decode(
+                x, self.guidance[1:], self.length, overwrite=False
+            )[0]
+        return maps
+
+    def _before_attention(self, classes: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The volume of some classes, as far as the sums are known, and their projected text."""
+        words = None if self.words is None else self.words[classes]
+        x = self.aggregator.embed(self.features, self.text[classes.to(self.text.device)])
+        last = min(len(self.sums), len(self.guided) - 1)
+        for depth, layer in enumerate(self.aggregator.every_layer()[: last + 1]):
+            x = layer.swin_block(x, guided=self.guided[depth])
+            if depth < last:
+                x = layer.attention.part(x, words, self.sums[depth])
+        return x, words
+
+
 class AggregatorLayer(nn.Module):
     """Spatial aggregation, then class aggregation."""
 
@@ -181,11 +266,21 @@ class Aggregator(nn.Module):
 
     def compile_blocks(self) -> None:
         """Compile the blocks that see every chunk (`nn.Module.compile`; copies are not)."""
-        for layer in self.layers:
-            assert isinstance(layer, AggregatorLayer)
+        for layer in self.every_layer():
             layer.swin_block.compile()
         self.decoder1.compile()
         self.decoder2.compile()
+
+    def kept_bytes(self, T: int, crops: int, batch: int) -> int:
+        """Memory that grows with T: the volume of a batch of crops and the logits of all crops."""
+        positions = self.grid[0] * self.grid[1]
+        volume = positions * self.hidden_dim * (2 if self.half_volume else 4)
+        return T * ((batch or crops) * volume + crops * 16 * positions * 4)
+
+    def streams(self, T: int, max_classes: int = 0) -> bool:
+        """Whether `forward` can stream T classes: class attention is linear, and not pooled."""
+        selects = 0 < (max_classes or self.max_classes) < T
+        return not selects and all(layer.attention.streams() for layer in self.every_layer())
 
     def forward(
         self,
@@ -195,7 +290,9 @@ class Aggregator(nn.Module):
         batch: int = 0,
         max_classes: int = 0,
         representatives: int = 0,
-    ) -> list[ClassLogits]:
+        *,
+        stream: bool = False,
+    ) -> list[ClassLogits] | list[StreamedLogits]:
         """Aggregate the cost volume of each image.
 
         Args:
@@ -205,6 +302,7 @@ class Aggregator(nn.Module):
             batch: images whose volumes exist at a time; 0 for all of them.
             max_classes: at most so many classes of an image get maps; 0 for the model's own rule.
             representatives: classes that stand for the rest in class attention; 0 for none.
+            stream: keep no volume and no logits, see `StreamedLogits`; where `streams` allows.
 
         Returns:
             B of `ClassLogits`, of (T, 4 H, 4 W), or (max_classes, 4 H, 4 W) if that is less.
@@ -228,6 +326,13 @@ class Aggregator(nn.Module):
         if select and representatives:
             means = self._mean_text(text)
             clusters = cluster(means, min(representatives, len(text) - count))
+        if stream:
+            return [
+                StreamedLogits(
+                    self, features[i : i + 1], text, words, [g[i : i + 1] for g in guidance]
+                )
+                for i in range(B)
+            ]
         logits: list[ClassLogits] = []
         volume = None
         for start in range(0, B, batch):
@@ -237,7 +342,7 @@ class Aggregator(nn.Module):
                     if clusters is not None and means is not None:
                         kept = represent(features[start], means, count, clusters)
                     else:
-                        length = self._chunk(1, features.device)
+                        length = self.chunk(1, features.device)
                         found = most_similar_classes(features[start], text, count, length)
                         kept = Selection(found, found[:0], None)
                 chosen = torch.cat([kept.classes, kept.others])
@@ -281,16 +386,12 @@ class Aggregator(nn.Module):
         Returns:
             The volume, its contents lost, and (B, T, 4 H, 4 W).
         """
-        length = self._chunk(features.shape[0], features.device)
-        appearance = None
-        if self.guidance_projection is not None:
-            appearance = rearrange(self.guidance_projection(guidance[0]), "B C H W -> B H W C")
-            appearance = appearance.contiguous()
+        length = self.chunk(features.shape[0], features.device)
+        appearance = self.project_appearance(guidance)
         chunks = (self.embed(features, t) for t in split(text, length))
         memory = None if volume is None else volume[: features.shape[0]]
         x = gather_chunks(chunks, text.shape[0], memory)
-        for layer in self.layers:
-            assert isinstance(layer, AggregatorLayer)
+        for layer in self.every_layer():
             guided = layer.swin_block.guide(appearance)
             spatial = partial(layer.swin_block, guided=guided)
             x = map_chunks(spatial, x, dim=1, length=length, recompute=self.recompute)
@@ -298,6 +399,17 @@ class Aggregator(nn.Module):
             x = layer.attention(x, words, recompute=self.recompute, weights=weights)
         shown = x if kept is None else x[:, : len(kept.classes)]
         return x, self.decode(shown, guidance[1:], length, overwrite=overwrite)
+
+    def every_layer(self) -> list[AggregatorLayer]:
+        """The layers, in their order."""
+        return [layer for layer in self.layers if isinstance(layer, AggregatorLayer)]
+
+    def project_appearance(self, guidance: Sequence[Tensor]) -> Tensor | None:
+        """The layers' guidance by images, see `forward`: (B, H, W, .)."""
+        if self.guidance_projection is None:
+            return None
+        appearance = rearrange(self.guidance_projection(guidance[0]), "B C H W -> B H W C")
+        return appearance.contiguous()
 
     def project_text(self, text: Tensor) -> Tensor | None:
         """Text guidance of a vocabulary: (T, P, D) -> (T, .)."""
@@ -307,7 +419,7 @@ class Aggregator(nn.Module):
 
     def _mean_text(self, text: Tensor) -> Tensor:
         """The mean of each class's templates, of unit length: (T, P, D) -> (T, D)."""
-        means = [unit_length(t).mean(dim=1) for t in split(text, self._chunk(1, text.device))]
+        means = [unit_length(t).mean(dim=1) for t in split(text, self.chunk(1, text.device))]
         return F.normalize(torch.cat(means), dim=-1)
 
     def embed(self, features: Tensor, text: Tensor) -> Tensor:
@@ -350,7 +462,7 @@ class Aggregator(nn.Module):
             logits[:, start : start + length] = chunk(p)
         return logits
 
-    def _chunk(self, B: int, device: torch.device) -> int:
+    def chunk(self, B: int, device: torch.device) -> int:
         """How many classes of B images make a chunk."""
         if self.class_chunk > 0:
             return self.class_chunk

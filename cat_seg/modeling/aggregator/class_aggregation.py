@@ -118,11 +118,45 @@ class ClassAggregation(nn.Module):
         linear = self.attention.attention_type == "linear"
         return linear and fused.applies(x, self.attention.num_heads)
 
-    def branch(self, x: Tensor, guided: Tensor, weights: Tensor | None = None) -> Tensor:
+    def streams(self) -> bool:
+        """Whether `sums` and `part` can do what `forward` does."""
+        pooling = self.pooling if self.training else self.test_pooling
+        return pooling == (1, 1) and self.attention.attention_type == "linear"
+
+    def sums(self, x: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What some classes, (B, T, H, W, C), add to the two sums that all classes see."""
+        x = self.norm1(x.float().flatten(2, 3).transpose(1, 2).contiguous())
+        C = x.shape[-1]
+        k, v = self.attention.project(x, self.attention.guide(text), slice(C, 3 * C))
+        return attention_sums(k, v)
+
+    def padding_sums(self, T: int) -> tuple[Tensor, Tensor] | None:
+        """What the tokens add that fill T classes up; None if there are none."""
+        copies, token, guidance = self._padding(T)
+        if token is None or guidance is None:
+            return None
+        heads = self.attention.num_heads
+        k, v = (x.view(heads, 1, -1) for x in self.attention.pad(token, guidance))
+        key_value, key_sum = attention_sums(k, v)
+        return copies * key_value, copies * key_sum
+
+    def part(self, x: Tensor, text: Tensor | None, sums: tuple[Tensor, Tensor]) -> Tensor:
+        """`forward` of some classes, (B, T, H, W, C), when the sums of all are known."""
+        rows, guided = x.float().flatten(2, 3), self.attention.guide(text)
+        return add(rows, self.branch(rows, guided, sums=sums)).view(x.shape)
+
+    def branch(
+        self,
+        x: Tensor,
+        guided: Tensor,
+        weights: Tensor | None = None,
+        sums: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """(B, T, N, C) -> the same shape: attention and MLP, each with its residual."""
         x = x.transpose(1, 2).contiguous()  # (B, N, T, C)
         T = x.shape[2] if weights is None else round(float(weights.sum()))
-        x = x + self.attention(self.norm1(x), guided, *self._padding(T), weights)
+        padding = self._padding(T) if sums is None else (0, None, None)
+        x = x + self.attention(self.norm1(x), guided, *padding, weights, sums)
         return add(x, self.MLP(self.norm2(x))).transpose(1, 2)
 
     def _padding(self, T: int) -> tuple[int, Tensor | None, Tensor | None]:
@@ -171,6 +205,7 @@ class GuidedClassAttention(nn.Module):
         token: Tensor | None = None,
         token_guidance: Tensor | None = None,
         weights: Tensor | None = None,
+        sums: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """(B, N, T, C) -> the same shape.
 
@@ -181,11 +216,13 @@ class GuidedClassAttention(nn.Module):
             token: (C,), normalised.
             token_guidance: (G,)
             weights: (T,) how often each class stands in the sequence; None for once.
+            sums: of the whole sequence, of which these classes are a part; see `attention_sums`.
         """
-        qkv = linear(x, self.weight()).add_(guided)
-        q, k, v = rearrange(
-            qkv, "B N T (three heads d) -> three (B N) heads T d", three=3, heads=self.num_heads
-        )
+        if sums is not None:
+            (q,) = self.project(x, guided, slice(0, x.shape[-1]))
+            y = attend(q, *sums)
+            return rearrange(y, "(B N) heads T d -> B N T (heads d)", B=x.shape[0])
+        q, k, v = self.project(x, guided, slice(0, 3 * x.shape[-1]))
         pad: tuple[Tensor, Tensor] | None = None
         if copies and token is not None and token_guidance is not None:
             key, value = self.pad(token, token_guidance)
@@ -193,9 +230,23 @@ class GuidedClassAttention(nn.Module):
                 rearrange(key, "(heads d) -> heads 1 d", heads=self.num_heads),
                 rearrange(value, "(heads d) -> heads 1 d", heads=self.num_heads),
             )
-        attend = linear_attention if self.attention_type == "linear" else full_attention
-        y = attend(q, k, v, pad, copies, weights)
+        attention = linear_attention if self.attention_type == "linear" else full_attention
+        y = attention(q, k, v, pad, copies, weights)
         return rearrange(y, "(B N) heads T d -> B N T (heads d)", B=x.shape[0])
+
+    def project(self, x: Tensor, guided: Tensor, channels: slice) -> tuple[Tensor, ...]:
+        """q, k and v, or those of them within the channels, of (B, N, T, C), by head.
+
+        Returns:
+            (B N, heads, T, d) each.
+        """
+        y = linear(x, self.weight()[channels]).add_(guided[..., channels])
+        return rearrange(
+            y,
+            "B N T (n heads d) -> n (B N) heads T d",
+            n=y.shape[-1] // x.shape[-1],
+            heads=self.num_heads,
+        ).unbind()
 
 
 def linear_attention(
@@ -215,15 +266,26 @@ def linear_attention(
         pad: key and value, (heads, 1, d), that stand in the sequence another `copies` times.
         weights: (T,) how often each key and value stands in the sequence; None for once.
     """
-    q, k = feature_map(q), feature_map(k)
+    key_value, key_sum = attention_sums(k, v, weights)
+    if pad is not None:
+        of_pad = attention_sums(*pad)
+        key_value, key_sum = key_value + copies * of_pad[0], key_sum + copies * of_pad[1]
+    return attend(q, key_value, key_sum)
+
+
+def attention_sums(
+    k: Tensor, v: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """All that linear attention takes of a sequence: (..., d, d) and (..., 1, d)."""
+    k = feature_map(k)
     if weights is not None:
         k = k * weights[:, None]
-    key_value = k.transpose(-1, -2) @ v  # (..., heads, d, d)
-    key_sum = k.sum(-2, keepdim=True)  # (..., heads, 1, d)
-    if pad is not None:
-        pad_k = feature_map(pad[0])
-        key_value = key_value + copies * (pad_k.transpose(-1, -2) @ pad[1])
-        key_sum = key_sum + copies * pad_k
+    return k.transpose(-1, -2) @ v, k.sum(-2, keepdim=True)
+
+
+def attend(q: Tensor, key_value: Tensor, key_sum: Tensor) -> Tensor:
+    """Linear attention of queries, (..., heads, T, d), to a sequence of which sums are known."""
+    q = feature_map(q)
     normaliser = (q * key_sum).sum(-1, keepdim=True) + 1e-6
     return (q @ key_value) / normaliser
 

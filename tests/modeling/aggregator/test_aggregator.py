@@ -248,3 +248,21 @@ def test_inputs_of_another_grid_are_explained():
         model(features[..., :6], text, guidance)
     with pytest.raises(ValueError, match="FEATURE_RESOLUTION"):
         model(features, text, [guidance[0], guidance[1][..., :8, :8], guidance[2]])
+
+
+@pytest.mark.parametrize("change", [{}, {"class_padding": 16}, {"num_layers": 1}])
+@torch.no_grad()
+def test_streamed_classes_are_the_kept_ones(change: dict[str, Any]):
+    """In memory that does not grow with them, and any of them alone."""
+    model = random_weights(Aggregator(**ARGS | change, class_chunk=3))
+    assert isinstance(model, Aggregator) and model.streams(7)
+    features, text, guidance = inputs()
+    expected = dense(model(features, text, guidance))
+    streamed = model(features, text, guidance, stream=True)
+    close(dense(streamed), expected)
+    close(streamed[1].of(torch.tensor([5, 0])), expected[1, [5, 0]])
+
+
+def test_what_cannot_be_streamed():
+    for change in ({"attention_type": "full"}, {"pooling": (2, 2)}, {"max_classes": 5}):
+        assert not Aggregator(**ARGS | change).streams(7)
