@@ -9,6 +9,7 @@ B images or crops, T classes, H and W pixels, K the side of a crop in pixels.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,9 +23,9 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from cat_seg.errors import CATSegError
 from cat_seg.modeling import fused
-from cat_seg.modeling.aggregator import ClassLogits
+from cat_seg.modeling.aggregator import ClassLogits, StreamedLogits
 from cat_seg.modeling.aggregator.aggregator import LEFT_OUT
-from cat_seg.modeling.chunks import chunk_length, may_be_smaller, smaller_chunks
+from cat_seg.modeling.chunks import chunk_length, free_bytes, may_be_smaller, smaller_chunks
 from cat_seg.modeling.int8 import int8_linears
 from cat_seg.modeling.merging import Merging
 from cat_seg.modeling.sliding_window import TileGrid, resize
@@ -42,6 +43,8 @@ GRAPHS = 4
 # Crops that the encoders take at once on a CPU, so that their weights are read less often. The
 # aggregator takes one: its volume is what needs memory.
 CPU_ENCODED_CROPS = 3
+# What grows with the vocabulary is kept if it takes no more than this share of the free memory.
+KEPT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,12 @@ class InferencePlan:
             the model's own rule (2023: all; 2024: 256).
         representatives: so many of the other classes stand for all others where classes meet, in
             class attention; 0 for none: the others count for nothing.
+        memory: bytes that may be kept of what grows with the vocabulary (volume and logits); 0 is
+            half of what is free. Where it does not suffice, classes are streamed: memory no longer
+            grows with them, and time about doubles (`cat_seg.modeling.aggregator.StreamedLogits`).
 
     Raises:
-        CATSegError: if the precision is another.
+        CATSegError: if the precision is another, or the memory negative.
     """
 
     sliding_window: TileGrid | None = None
@@ -76,12 +82,15 @@ class InferencePlan:
     cuda_graphs: bool = False
     max_classes: int = 0
     representatives: int = 0
+    memory: int = 0
 
     def selecting_as(self, other: InferencePlan) -> InferencePlan:
         """Return this plan with another's selection of classes."""
         return replace(self, max_classes=other.max_classes, representatives=other.representatives)
 
     def __post_init__(self) -> None:
+        if self.memory < 0:
+            raise CATSegError(f"memory is {self.memory}; expected bytes, or 0 for what is free.")
         if self.representatives and self.cuda_graphs:
             raise CATSegError("CUDA graphs cannot record representatives: their number varies.")
         if self.precision not in PRECISIONS:
@@ -105,7 +114,7 @@ class EncodedImage:
 class Maps:
     """The probabilities of one image's classes, computed where they are asked for."""
 
-    logits: list[ClassLogits]  # of each crop
+    logits: Sequence[ClassLogits | StreamedLogits]  # of each crop
     merged: Callable[[Tensor], Tensor]  # indices (n,) -> maps before the last resizing
     probabilities: Callable[[Tensor], Tensor]  # indices (n,) -> (n, H, W)
     merging: Merging
@@ -138,7 +147,7 @@ class Maps:
         scores = torch.tensor(LEFT_OUT, device=self.device).sigmoid().repeat(*self.size)
         labels = torch.zeros(self.size, dtype=torch.long, device=self.device)
         if self.device.type == "cpu":
-            bytes_each = sum(4 * crop.values[0].numel() for crop in self.logits)
+            bytes_each = 4 * len(self.logits) * math.prod(self.logits[0].map_size)
             chunks = self._classes().split(chunk_length(bytes_each, self.device))
             self.merging.best(
                 chunks, lambda some: [c.of(some) for c in self.logits], self.merged, labels, scores
@@ -157,7 +166,7 @@ class Maps:
         return torch.arange(self.num_classes, device=self.device)
 
     def _chunks(self) -> Sequence[Tensor]:
-        merged = 1 if fused.merge_applies(self.logits[0].values) else len(self.logits)
+        merged = 1 if fused.merge_applies(torch.empty(0, device=self.device)) else len(self.logits)
         pixels = max(self.size[0] * self.size[1], merged * self.side**2)
         return self._classes().split(chunk_length(4 * pixels, self.device))
 
@@ -285,8 +294,11 @@ class Inference:
         ]
         cpu = self.model.device.type == "cpu"
         batch = self.crop_batch or (1 if cpu else 0)
-        selection = (self.plan.max_classes, self.plan.representatives)
-        logits = self._aggregate(features, guidance, text, batch, *selection)
+        if self._streams(len(text), len(features), batch):
+            logits = self.model.predictor(features, guidance, text, stream=True)
+        else:
+            selection = (self.plan.max_classes, self.plan.representatives)
+            logits = self._aggregate(features, guidance, text, batch, *selection)
         each = len(logits) // len(encoded)
         crops = [logits[i * each : (i + 1) * each] for i in range(len(encoded))]
         return [
@@ -294,8 +306,19 @@ class Inference:
             for image, of_image, size in zip(encoded, crops, sizes, strict=True)
         ]
 
+    def _streams(self, T: int, crops: int, batch: int) -> bool:
+        """Whether T classes of so many crops would take too much memory to be kept."""
+        aggregator = self.model.predictor.transformer
+        limit = self.plan.memory or KEPT_SHARE * free_bytes(self.model.device)
+        too_much = 0 < limit < aggregator.kept_bytes(T, crops, batch)
+        return too_much and aggregator.streams(T, self.plan.max_classes)
+
     def _maps(
-        self, image: EncodedImage, logits: list[ClassLogits], T: int, size: tuple[int, int]
+        self,
+        image: EncodedImage,
+        logits: Sequence[ClassLogits | StreamedLogits],
+        T: int,
+        size: tuple[int, int],
     ) -> Maps:
         tiles = self.plan.sliding_window
 
@@ -313,7 +336,7 @@ class Inference:
                 return resize_without_padding(maps, image.seen, image.canvas, size)[0]
             return resize(maps, size)[0]
 
-        map_size = logits[0].values.shape[-2:]
+        map_size = logits[0].map_size
         if tiles is None:
             merging = Merging.of_whole(map_size, image.seen, image.canvas, size)
         else:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cat_seg import CATSeg, CATSegError, Vocabulary
+from cat_seg import CATSeg, CATSegError, InferencePlan, Vocabulary
 from cat_seg.model_config import ModelConfig, published_config
 from cat_seg.synthetic.dataset import split_scene
 
@@ -245,3 +246,16 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == 0
+
+
+def test_a_small_budget_of_memory_changes_no_label(model: CATSeg, scene: np.ndarray):
+    """Classes are then streamed, and any map can still be asked for."""
+    words = ["red striped circle", "blue plain square", "green dotted star"]
+    kept = model.predict(scene, words)
+    streamed = model.predict(scene, words, plan=replace(model.plan, memory=1))
+    np.testing.assert_allclose(streamed.scores, kept.scores, atol=1e-5)
+    assert (streamed.labels == kept.labels).mean() > 0.999
+    maps = [one.probabilities(words[1]) for one in (streamed, kept)]
+    np.testing.assert_allclose(*maps, atol=1e-5)
+    with pytest.raises(CATSegError, match="memory is -1"):
+        InferencePlan(memory=-1)

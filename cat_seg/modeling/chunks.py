@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cat_seg.modeling.layers import exporting, may_overwrite
+from cat_seg.utils.memory import available_bytes
 
 # Bytes of the widest activation of one chunk: small enough for a CPU's caches, large enough to
 # fill a GPU. On a GPU also at most a share of what is free, since several such live at once.
@@ -29,10 +30,16 @@ def chunk_length(bytes_each: int, device: torch.device) -> int:
     """How many items of `bytes_each` make a chunk on this device; at least one."""
     limit = _chunk_bytes(device) // _DIVISOR.get()
     if device.type == "cuda":
-        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + reserved
-        limit = min(limit, max(_LEAST_CHUNK_BYTES, int(_SHARE_OF_FREE * free)))
+        limit = min(limit, max(_LEAST_CHUNK_BYTES, int(_SHARE_OF_FREE * free_bytes(device))))
     return max(1, limit // max(1, bytes_each))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be had on a device, in bytes; 0 where unknown."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
+    return available_bytes() if device.type == "cpu" else 0
 
 
 @contextmanager

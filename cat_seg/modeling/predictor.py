@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cat_seg.errors import CATSegError
 from cat_seg.model_config import ModelConfig
-from cat_seg.modeling.aggregator import Aggregator, ClassLogits
+from cat_seg.modeling.aggregator import Aggregator, ClassLogits, StreamedLogits
 from cat_seg.modeling.autocast import without_autocast
 from cat_seg.modeling.clip import (
     DenseFeatures,
@@ -147,7 +147,9 @@ class CATSegPredictor(nn.Module):
         batch: int = 0,
         max_classes: int = 0,
         representatives: int = 0,
-    ) -> list[ClassLogits]:
+        *,
+        stream: bool = False,
+    ) -> list[ClassLogits] | list[StreamedLogits]:
         """Segment images into T classes.
 
         Args:
@@ -156,11 +158,14 @@ class CATSegPredictor(nn.Module):
             text: (T, P, D)
             batch: images aggregated at a time; 0 for all.
             max_classes, representatives: see `Aggregator.forward`.
+            stream: see `Aggregator.forward`.
 
         Returns:
             the logits of each image.
         """
-        return self.transformer(features, text, guidance, batch, max_classes, representatives)
+        return self.transformer(
+            features, text, guidance, batch, max_classes, representatives, stream=stream
+        )
 
 
 class SegmentationHead(nn.Module):

@@ -9,6 +9,11 @@ from pathlib import Path
 
 # Parameters of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+# Of both versions of control groups: folder, files of limit and use, what of it is dropped on need.
+_CONTROL_GROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "inactive_file"),
+)
 
 
 def keep_freed_memory() -> bool:
@@ -36,6 +41,22 @@ def give_back_memory() -> None:
         trim(0)
 
 
+def available_bytes() -> int:
+    """Memory that this process can still have, in bytes; 0 where unknown.
+
+    The least of what the machine and the process's container have left.
+    """
+    free = _number(r"MemAvailable:\s+(\d+) kB", "/proc/meminfo", 1024)
+    limits = [] if free is None else [free]
+    for folder, most, now, cached in _CONTROL_GROUPS:
+        limit = _number(r"(\d+)", f"{folder}/{most}")
+        used = _number(r"(\d+)", f"{folder}/{now}")
+        if limit is not None and used is not None:
+            dropped = _number(rf"^{cached} (\d+)", f"{folder}/memory.stat") or 0
+            limits.append(max(0, limit - used + dropped))
+    return min(limits, default=0)
+
+
 def resident_bytes() -> int:
     """Memory that the process holds now, in bytes; 0 where unknown."""
     return _status("VmRSS")
@@ -56,11 +77,16 @@ def peak_bytes() -> int:
 
 
 def _status(key: str) -> int:
+    return _number(rf"{key}:\s+(\d+) kB", "/proc/self/status", 1024) or 0
+
+
+def _number(pattern: str, file: str, unit: int = 1) -> int | None:
+    """Read a number of a file of the system, in units; None where it is not there."""
     try:
-        found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        found = re.search(pattern, Path(file).read_text(), re.MULTILINE)
     except OSError:
-        return 0
-    return 1024 * int(found[1]) if found else 0
+        return None
+    return unit * int(found[1]) if found else None
 
 
 def _libc() -> ctypes.CDLL | None:

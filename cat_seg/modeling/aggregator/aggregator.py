@@ -43,6 +43,11 @@ class ClassLogits(NamedTuple):
     values: Tensor  # (T', 4 H, 4 W)
     classes: Tensor | None  # (T',) their indices, ascending; None when these are all
 
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """4 H, 4 W."""
+        return self.values.shape[-2], self.values.shape[-1]
+
     def of(self, classes: Tensor) -> Tensor:
         """The maps of some classes, (len(classes), 4 H, 4 W); `LEFT_OUT` where left out."""
         if self.classes is None:
@@ -83,12 +88,19 @@ class StreamedLogits:
         self.text = text
         self.words = words
         self.guidance = guidance
+        device = features.device
+        self.length = aggregator.chunk(1, device)
+        # As now, also where classes are asked for later.
+        enabled, dtype = torch.is_autocast_enabled(device.type), None
+        if enabled:
+            dtype = torch.get_autocast_dtype(device.type)
+        self.autocast = partial(torch.autocast, device.type, dtype, enabled=enabled)
         appearance = aggregator.project_appearance(guidance)
         self.guided = [layer.swin_block.guide(appearance) for layer in aggregator.every_layer()]
         self.sums: list[tuple[Tensor, Tensor]] = []
         for layer in aggregator.every_layer():
             total = layer.attention.padding_sums(len(text))
-            for classes in torch.arange(len(text), device=features.device).split(self.length):
+            for classes in torch.arange(len(text), device=device).split(self.length):
                 x, some = self._before_attention(classes)
                 key_value, key_sum = layer.attention.sums(x, some)
                 if total is None:
@@ -102,27 +114,23 @@ class StreamedLogits:
             self.sums.append(total)
 
     @property
-    def length(self) -> int:
-        """Classes in a chunk."""
-        return self.aggregator.chunk(1, self.features.device)
-
-    @property
     def map_size(self) -> tuple[int, int]:
         """4 H, 4 W."""
         return 4 * self.features.shape[1], 4 * self.features.shape[2]
 
-    @torch.no_grad()
     def of(self, classes: Tensor) -> Tensor:
         """The maps of some classes, (len(classes), 4 H, 4 W)."""
         maps = torch.empty(len(classes), *self.map_size, device=self.features.device)
-        for i in range(0, len(classes), self.length):
-            x, words = self._before_attention(classes[i : i + self.length])
-            if self.sums:
-                last = self.aggregator.every_layer()[-1]
-                x = last.attention.part(x, words, self.sums[-1])
-            maps[i : i + self.length] = self.aggregator.decode(
-                x, self.guidance[1:], self.length, overwrite=False
-            )[0]
+        with torch.no_grad(), self.autocast():
+            for i in range(0, len(classes), self.length):
+                some = slice(i, i + self.length)
+                x, words = self._before_attention(classes[some])
+                if self.sums:
+                    last = self.aggregator.every_layer()[-1]
+                    x = last.attention.part(x, words, self.sums[-1])
+                maps[some] = self.aggregator.decode(
+                    x, self.guidance[1:], self.length, overwrite=False
+                )[0]
         return maps
 
     def _before_attention(self, classes: Tensor) -> tuple[Tensor, Tensor | None]:

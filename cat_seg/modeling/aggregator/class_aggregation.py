@@ -273,9 +273,7 @@ def linear_attention(
     return attend(q, key_value, key_sum)
 
 
-def attention_sums(
-    k: Tensor, v: Tensor, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def attention_sums(k: Tensor, v: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """All that linear attention takes of a sequence: (..., d, d) and (..., 1, d)."""
     k = feature_map(k)
     if weights is not None:
