@@ -68,7 +68,7 @@ class InferencePlan:
             class attention; 0 for none: the others count for nothing.
         memory: bytes that may be kept of what grows with the vocabulary (volume and logits); 0 is
             half of what is free. Where it does not suffice, classes are streamed: memory no longer
-            grows with them, and time about doubles (`cat_seg.modeling.aggregator.StreamedLogits`).
+            grows with them, and time multiplies (`cat_seg.modeling.aggregator.StreamedLogits`).
 
     Raises:
         CATSegError: if the precision is another, or the memory negative.

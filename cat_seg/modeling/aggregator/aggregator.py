@@ -62,7 +62,8 @@ class StreamedLogits:
 
     Classes meet in the two sums of linear class attention alone. These are added up first, layer
     by layer, in a pass over all classes each; then any class can be computed by itself. No more is
-    kept, so memory does not grow with T, and the arithmetic about doubles.
+    kept, so memory does not grow with T; classes are computed once a layer and once more, and those
+    that may win again.
     """
 
     classes = None  # these are all
