@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import cat_seg.plugin  # noqa: F401  (before any import of detectron2)
@@ -22,6 +23,8 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from cat_seg.cli.terminal import run
+from cat_seg.errors import CATSegError
 from cat_seg.plugin.checkpointer import CATSegCheckpointer
 from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, benchmark_splits
 from cat_seg.plugin.engine import Trainer, check_inputs, launch, load_config, set_up
@@ -91,22 +94,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def start(arguments: Sequence[str] | None = None) -> int:
+    """Check what is asked for, and run it in as many processes as that takes."""
+    args = build_parser().parse_args(arguments)
+    if not args.config_file:
+        raise CATSegError("--config-file is missing, such as configs/vitl.yaml.")
+    if args.benchmark:
+        args.opts += ["DATASETS.TEST", str(benchmark_splits(args.benchmark))]
+    args.config_file = str(user_file(args.config_file))
+    cfg = load_config(args.config_file, args.opts)
+    check_inputs(cfg, train=not args.eval_only, resume=args.resume)
+    if not args.eval_only:
+        folder = RunFolder(cfg.OUTPUT_DIR, "training")
+        check_folder(folder, resume=args.resume, overwrite=args.overwrite)
+    launch(main, args)
+    return 0
+
+
 if __name__ == "__main__":
-    args = build_parser().parse_args()
-    try:
-        if not args.config_file:
-            raise ValueError("--config-file is missing, such as configs/vitl.yaml.")
-        if args.benchmark:
-            args.opts += ["DATASETS.TEST", str(benchmark_splits(args.benchmark))]
-        args.config_file = str(user_file(args.config_file))
-        cfg = load_config(args.config_file, args.opts)
-        check_inputs(cfg, train=not args.eval_only, resume=args.resume)
-        if not args.eval_only:
-            folder = RunFolder(cfg.OUTPUT_DIR, "training")
-            check_folder(folder, resume=args.resume, overwrite=args.overwrite)
-        launch(main, args)
-    except ValueError as error:
-        sys.exit(f"train_net.py: {error}")
-    except KeyboardInterrupt:
-        print("train_net.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(run("train_net.py", start))

@@ -25,6 +25,7 @@ from einops import rearrange
 from timm.models.swin_transformer import get_relative_position_index
 from torch import Tensor
 
+from cat_seg.errors import CATSegError
 from cat_seg.modeling.clip.finetune import fuse_projections, split_projections
 
 CLIP = "sem_seg_head.predictor.clip_model."
@@ -100,7 +101,7 @@ def to_model(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tens
         the model has a place for: not the classifier, nor stages beyond the model's.
 
     Raises:
-        ValueError: The file is of no known kind.
+        CATSegError: The file is of no known kind.
     """
     state = from_released(state)
     if any(key.startswith((TRANSFORMER, CLIP)) or key in names for key in state):
@@ -111,7 +112,7 @@ def to_model(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tens
     if found := {key: value for key, value in state.items() if key in names}:
         return found
     examples = ", ".join(key.removeprefix(BACKBONE) for key in list(state)[:3])
-    raise ValueError(
+    raise CATSegError(
         "neither a checkpoint of CAT-Seg, nor CLIP's weights, nor of this model's backbone; its "
         f"tensors are {examples}, ..."
     )

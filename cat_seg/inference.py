@@ -320,6 +320,9 @@ class Inference:
         T: int,
         size: tuple[int, int],
     ) -> Maps:
+        first = torch.zeros(1, dtype=torch.long, device=self.model.device)
+        for crop in logits:  # of classes that are streamed, one for all: they share sums
+            _check_finite(crop.values if isinstance(crop, ClassLogits) else crop.of(first))
         tiles = self.plan.sliding_window
 
         def merged(classes: Tensor) -> Tensor:
@@ -343,6 +346,19 @@ class Inference:
             merging = Merging.of_tiles(map_size, tiles, size)
         side = tiles.resolution if tiles else 0
         return Maps(logits, merged, probabilities, merging, T, size, side, self.model.device)
+
+
+def _check_finite(logits: Tensor) -> None:
+    """Refuse logits by which no pixel could be labelled.
+
+    Raises:
+        CATSegError: if they hold NaN or infinity.
+    """
+    if not torch.isfinite(logits.sum(dtype=torch.float32)):  # faster than looking at each
+        raise CATSegError(
+            "The model's logits hold NaN or infinity: its weights are damaged (get or save them "
+            "again), or fp16 has no room for them (take bf16 or float32)."
+        )
 
 
 class CapturedFunction:

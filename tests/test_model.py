@@ -259,3 +259,32 @@ def test_a_small_budget_of_memory_changes_no_label(model: CATSeg, scene: np.ndar
     np.testing.assert_allclose(*maps, atol=1e-5)
     with pytest.raises(CATSegError, match="memory is -1"):
         InferencePlan(memory=-1)
+
+
+@pytest.mark.parametrize(
+    "name", ["token_embedding.weight", "positional_embedding", "ln_final.bias"]
+)
+def test_words_are_encoded_anew_when_any_part_of_the_text_encoder_changes(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("CAT_SEG_CACHE", str(tmp_path))
+    model = CATSeg.from_pretrained("synthetic", "cpu")
+    before = model.vocabulary(["grass", "snow"]).features
+    assert before is not None and model.vocabulary(["grass", "snow"]).features is before
+    with torch.no_grad():
+        model.predictor.clip_model.get_parameter(name).normal_()
+    after = model.vocabulary(["grass", "snow"]).features
+    assert after is not None and not torch.allclose(after, before, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["head.weight", "conv1.weight", "layers.0.attention.attention.v"])
+def test_weights_that_overflow_are_told_and_label_nothing(
+    name: str, model: CATSeg, scene: np.ndarray
+):
+    damaged = copy.deepcopy(model)
+    found = [p for n, p in damaged.named_parameters() if f"transformer.{name}" in n]
+    assert found
+    with torch.no_grad():
+        found[0].fill_(1e38)
+    with pytest.raises(CATSegError, match="hold NaN or infinity"):
+        damaged.predict(scene, WORDS)

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cat_seg.cli.terminal import printable
+from cat_seg.utils.text import printable
 
 
 def main(arguments: Sequence[str]) -> int:

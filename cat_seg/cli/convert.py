@@ -69,6 +69,4 @@ def main(arguments: Sequence[str]) -> int:
         convert(args.source, args.target, to=args.to, half=args.half)
     except OSError as error:
         raise CATSegError(f"{args.target}: cannot be written ({error.strerror}).") from error
-    except ValueError as error:  # of the file that is named
-        raise CATSegError(str(error)) from error
     return 0

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cat_seg.cli.terminal import printable
 from cat_seg.errors import CATSegError
+from cat_seg.utils.text import printable
 
 FORMATS = ("coco-panoptic", "coco-instances", "labelme", "voc", "cityscapes")
 

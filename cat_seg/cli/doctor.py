@@ -23,7 +23,8 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import cat_seg
-from cat_seg.cli.terminal import printable, size
+from cat_seg.cli.terminal import size
+from cat_seg.utils.text import printable
 
 _PACKAGES = (
     *("torch", "torchvision", "timm", "open_clip_torch", "huggingface_hub", "safetensors"),

@@ -51,14 +51,11 @@ logger = logging.getLogger("cat_seg.cli.evaluate")
 def main(arguments: Sequence[str]) -> int:
     """Evaluate, in as many processes as the command line asks for."""
     args = build_parser().parse_args(arguments)
-    try:
-        cfg = read_config(args)
-        chosen_datasets(cfg, args.benchmark)
-        if not cfg.MODEL.WEIGHTS:
-            raise CATSegError("MODEL.WEIGHTS is empty; name the weights to evaluate.")
-        local_weights(cfg.MODEL.WEIGHTS)
-    except ValueError as error:  # of the files that are named: whatever is wrong shows at once
-        raise CATSegError(str(error)) from error
+    cfg = read_config(args)  # whatever is wrong shows at once
+    chosen_datasets(cfg, args.benchmark)
+    if not cfg.MODEL.WEIGHTS:
+        raise CATSegError("MODEL.WEIGHTS is empty; name the weights to evaluate.")
+    local_weights(cfg.MODEL.WEIGHTS)
     launch(run, args)
     return 0
 
@@ -89,7 +86,7 @@ def _run(cfg: CfgNode, args: argparse.Namespace, folder: RunFolder) -> None:
     for name in names:
         try:
             outcomes.append(evaluate(cfg, model, name, facts, args.limit))
-        except ValueError as error:
+        except CATSegError as error:
             logger.error("%s could not be evaluated: %s", name, error)
             failures.append(f"{name} could not be evaluated: {error}")
     if comm.is_main_process():
@@ -100,7 +97,7 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     """The config that the command line asks for.
 
     Raises:
-        ValueError: if there is none, or it or the limit is malformed.
+        CATSegError: if there is none, or it or the limit is malformed.
     """
     if not args.config_file:
         raise CATSegError("--config-file is missing, such as configs/vitl.yaml.")
@@ -123,7 +120,7 @@ def chosen_datasets(cfg: CfgNode, asked: str = "") -> list[str]:
             empty for all that are there.
 
     Raises:
-        ValueError: if one that is asked for is unknown or not there, or none is there.
+        CATSegError: if one that is asked for is unknown or not there, or none is there.
     """
     own = [entry["NAME"] for entry in cfg.DATASETS.FOLDERS]
     splits = {split.name: split.title for split in SPLITS if "train" not in split.name}
@@ -155,7 +152,7 @@ def chosen_datasets(cfg: CfgNode, asked: str = "") -> list[str]:
 def _is_there(name: str) -> bool:
     try:
         DatasetCatalog.get(name)
-    except ValueError:
+    except CATSegError:
         return False
     return True
 
@@ -190,7 +187,7 @@ def evaluate(
         the outcome; in other processes than the main one that of their share alone.
 
     Raises:
-        ValueError: if not one image could be evaluated.
+        CATSegError: if not one image could be evaluated.
     """
     metadata = MetadataCatalog.get(name)
     model.set_vocabulary(metadata.vocabulary)
@@ -233,7 +230,7 @@ def report(cfg: CfgNode, outcomes: list[BenchmarkResult], failures: list[str], l
     """Log the table, and write results.json, per_class.csv and report.html to OUTPUT_DIR.
 
     Raises:
-        ValueError: if there is nothing to report.
+        CATSegError: if there is nothing to report.
     """
     if not outcomes:
         raise CATSegError("\n".join(failures))

@@ -19,7 +19,8 @@ from cat_seg.cli.options import (
     load_model,
     parse_words,
 )
-from cat_seg.cli.terminal import printable, size
+from cat_seg.cli.terminal import size
+from cat_seg.utils.text import printable
 
 _FORMATS = ("onnx", "fp16", "int8", "pt2", "aoti")
 

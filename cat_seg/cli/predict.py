@@ -35,9 +35,10 @@ from cat_seg.cli.options import (
     load_model,
     parse_words,
 )
-from cat_seg.cli.terminal import as_text, percent, printable
+from cat_seg.cli.terminal import percent
 from cat_seg.errors import CATSegError
 from cat_seg.resources import resource
+from cat_seg.utils.text import as_text, printable
 
 if TYPE_CHECKING:  # torch takes seconds, and --help needs none
     from cat_seg.model import CATSeg

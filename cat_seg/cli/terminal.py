@@ -1,26 +1,39 @@
-"""What a command shows: text that gives a terminal no orders, mistakes as sentences."""
+"""How a command ends: mistakes as sentences, and signals without a traceback."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import unicodedata
 from collections.abc import Callable
+from typing import NoReturn
 
 from cat_seg.errors import CATSegError
+from cat_seg.utils.signals import give_signals_back, take_signals
+from cat_seg.utils.text import printable
 
-_INTERRUPTED = 130  # the exit code that shells give to SIGINT
+
+class _Ended(BaseException):
+    """A signal asked for the end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _end(number: int, _: object) -> NoReturn:
+    raise _Ended(number)
 
 
 def run(program: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code.
 
-    A `CATSegError` becomes one sentence on stderr and the exit code 1; any other exception keeps
-    its traceback.
+    A `CATSegError` becomes one sentence on stderr and the exit code 1, and a signal that asks for
+    the end one line and 128 + its number; any other exception keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")  # names that its encoding does not have
+    handlers = take_signals(_end, (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)))
     try:
         code = command()
         sys.stdout.flush()
@@ -28,28 +41,17 @@ def run(program: str, command: Callable[[], int]) -> int:
     except CATSegError as error:
         print(f"{program}: {printable(str(error))}", file=sys.stderr)
         return 1
+    except _Ended as error:
+        print(f"{program}: interrupted by {signal.Signals(error.number).name}", file=sys.stderr)
+        return 128 + error.number
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # as in `cat-seg models | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-def printable(text: str | os.PathLike[str]) -> str:
-    r"""Escape what is no text: control and direction codes, and bytes of names not in UTF-8.
-
-    A file may be called anything, also "\x1b[2J", which would clear the screen.
-    """
-    return "".join(
-        repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
-        for c in os.fspath(text)
-    )
-
-
-def as_text(path: str | os.PathLike[str]) -> str:
-    """Return a file's name as text that every encoding of Unicode can hold."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    finally:
+        give_signals_back(handlers)
 
 
 def size(count: int) -> str:

@@ -23,7 +23,8 @@ from cat_seg.cli.options import (
     load_model,
     parse_words,
 )
-from cat_seg.cli.terminal import percent, printable
+from cat_seg.cli.terminal import percent
+from cat_seg.utils.text import printable
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from cat_seg.cli.terminal import printable
+from cat_seg.utils.text import printable
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cat_seg.errors import CATSegError
 from cat_seg.label_rules import NOTHING
 
 
@@ -28,14 +29,14 @@ def mask_bce(logits: Tensor, targets: Tensor, ignore_value: int = 255) -> Tensor
         the mean over the T entries of each pixel that teaches; 0 if there is none.
 
     Raises:
-        ValueError: for any other label.
+        CATSegError: for any other label.
     """
     T = logits.shape[1]
     taught = targets != NOTHING
     here = taught & (targets != ignore_value)
     if bool(((targets < 0) | (targets >= T))[here].any()):
         wrong = sorted(set(targets[here].unique().tolist()) - set(range(T)))
-        raise ValueError(
+        raise CATSegError(
             f"Labels {wrong[:5]} in a training batch; expected 0..{T - 1}, as the training "
             f"vocabulary has {T} names, or {ignore_value} for no class. Check TRAIN_CLASS_JSON and "
             "IGNORE_VALUE."

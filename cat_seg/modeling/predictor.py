@@ -129,13 +129,14 @@ class CATSegPredictor(nn.Module):
 
     def text_state(self) -> list[object]:
         """What changes whenever the text encoder's weights, device or type do."""
-        weights = [*self.clip_model.transformer.parameters(), self.clip_model.text_projection]
+        every = self.clip_model.named_parameters()
+        weights = [w for name, w in every if not name.startswith(("visual.", "logit_"))]
         # An optimiser step or a loaded checkpoint changes a parameter's version.
         return [(id(w), w._version, w.device, w.dtype) for w in weights]
 
     def text_features(self, class_names: Sequence[str], cache_dir: str | None = None) -> Tensor:
         """`encode_text` in float32 and without gradients."""
-        device = self.clip_model.text_projection.device
+        device = self.clip_model.token_embedding.weight.device
         with torch.no_grad(), without_autocast(device):
             return self.encode_text(class_names, cache_dir)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 
+from cat_seg.errors import CATSegError
+
 _SCENE = "A photo of a {} in the scene"
 
 _TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -27,10 +29,10 @@ def get_templates(name: str) -> tuple[str, ...]:
     """The templates of a set, each with one "{}" for the class name.
 
     Raises:
-        ValueError: if there is no set of that name.
+        CATSegError: if there is no set of that name.
     """
     if name not in _TEMPLATES:
-        raise ValueError(
+        raise CATSegError(
             f"PROMPT_ENSEMBLE_TYPE is {name!r}; expected one of {', '.join(_TEMPLATES)}."
         )
     return _TEMPLATES[name]

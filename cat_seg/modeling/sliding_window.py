@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cat_seg.errors import CATSegError
+
 
 @dataclass(frozen=True)
 class TileGrid:
@@ -22,7 +24,7 @@ class TileGrid:
         resolution: side to which the image is resized, in pixels.
 
     Raises:
-        ValueError: if the tiles do not cover the image exactly.
+        CATSegError: if the tiles do not cover the image exactly.
     """
 
     kernel: int = 384
@@ -32,7 +34,7 @@ class TileGrid:
     def __post_init__(self) -> None:
         rest = self.resolution - self.kernel
         if self.stride < 1 or rest < 0 or rest % self.stride:
-            raise ValueError(
+            raise CATSegError(
                 f"Tiles of TEST.SLIDING_KERNEL {self.kernel} at a stride of "
                 f"int({self.kernel} * (1 - {self.overlap})) = {self.stride} do not cover "
                 f"TEST.SLIDING_RESOLUTION {self.resolution} exactly: it must be the kernel plus a "

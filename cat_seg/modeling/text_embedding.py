@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from cat_seg.errors import CATSegError
 from cat_seg.modeling.chunks import gather_chunks
 from cat_seg.modeling.clip.text import encode_text, tokenize
 from cat_seg.utils.files import atomic_write, cache_folder
@@ -70,17 +71,17 @@ def embed_text(
         (T, P, D), of unit length, on the device of `clip`.
 
     Raises:
-        ValueError: if the vocabulary is empty, or a name or the synonym rule is not valid.
+        CATSegError: if the vocabulary is empty, or a name or the synonym rule is not valid.
     """
     if synonyms not in ("mean", "first"):
-        raise ValueError(f"SYNONYMS is {synonyms!r}; expected 'mean' or 'first'.")
+        raise CATSegError(f"SYNONYMS is {synonyms!r}; expected 'mean' or 'first'.")
     names = parse_vocabulary(class_names)
     if synonyms == "first":
         names = [of_class[:1] for of_class in names]
     if cache_dir is None:
         return _embed(clip, names, templates, batch_size, recompute)
 
-    device = clip.text_projection.device
+    device = clip.token_embedding.weight.device
     key = _cache_key(clip, names, templates)
     path = Path(cache_dir).expanduser() / f"{key}.safetensors"
     features = _read_cache(path)

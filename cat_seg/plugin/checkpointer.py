@@ -8,6 +8,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
+from cat_seg.errors import CATSegError
 from cat_seg.loading import load_clip, load_state
 from cat_seg.resources import project_file
 from cat_seg.trust.weights import find_tensors, read_file
@@ -16,7 +17,7 @@ from cat_seg.utils.files import FetchError, atomic_write, fetch, remove_parts
 logger = logging.getLogger(__name__)
 
 
-class UnreadableError(ValueError):
+class UnreadableError(CATSegError):
     """A checkpoint is damaged, or no checkpoint."""
 
 
@@ -40,7 +41,7 @@ class CATSegCheckpointer(DetectionCheckpointer):
             What else the file holds.
 
         Raises:
-            ValueError: The file cannot be had, is damaged, or does not fit the model.
+            CATSegError: The file cannot be had, is damaged, or does not fit the model.
         """
         if not path:
             load_clip(self.model, self._clip_weights)
@@ -56,11 +57,11 @@ class CATSegCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
             content = read_file(filename)
-        except ValueError as error:
+        except CATSegError as error:
             raise UnreadableError(str(error)) from error
         try:
             tensors = find_tensors(content)
-        except ValueError as error:
+        except CATSegError as error:
             raise UnreadableError(f"{filename}: {error}") from error
         rest = {k: v for k, v in content.items() if k != "model"} if "model" in content else {}
         return {**rest, "model": tensors, "file": filename}
@@ -69,14 +70,14 @@ class CATSegCheckpointer(DetectionCheckpointer):
         file, state = checkpoint.pop("file"), checkpoint.pop("model")
         try:
             load_state(self.model, state, self._clip_weights)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+        except CATSegError as error:
+            raise CATSegError(f"{file}: {error}") from error
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resumes from the last readable checkpoint in `save_dir`, if any, else loads `path`.
 
         Raises:
-            ValueError: There are checkpoints, but none can be read; or see `load`.
+            CATSegError: There are checkpoints, but none can be read; or see `load`.
         """
         files = self._saved() if resume else []
         for file in files:
@@ -85,7 +86,7 @@ class CATSegCheckpointer(DetectionCheckpointer):
             except UnreadableError as error:
                 logger.warning("%s; going back to the checkpoint before it", error)
         if files:
-            raise ValueError(
+            raise CATSegError(
                 f"{self.save_dir}: none of the {len(files)} checkpoints can be read; remove them "
                 "to start anew"
             )
@@ -140,7 +141,7 @@ def local_weights(uri: str | Path) -> Path:
             detectron2 knows, such as detectron2://ImageNetPretrained/torchvision/R-101.pkl.
 
     Raises:
-        ValueError: The file cannot be had.
+        CATSegError: The file cannot be had.
     """
     uri = str(uri)
     if "://" not in uri:

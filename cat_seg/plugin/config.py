@@ -292,7 +292,7 @@ def inference_plan(cfg: CfgNode) -> InferencePlan:
     """How a config asks for inference to be done.
 
     Raises:
-        ValueError: if the tiles do not fit, or the precision is unknown.
+        CATSegError: if the tiles do not fit, or the precision is unknown.
     """
     tiles = None
     if cfg.TEST.SLIDING_WINDOW:

@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cat_seg.errors import CATSegError
 from cat_seg.synthetic.names import (
     BACKGROUNDS,
     HELD_OUT_OBJECTS,
@@ -51,7 +52,7 @@ def write_dataset(folder: Path, *, train: int, val: int, seed: int = 0) -> None:
     """Write `train` and `val` scenes below `folder`.
 
     Raises:
-        ValueError: if a picture cannot be written.
+        CATSegError: if a picture cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file, names in (("names_seen.json", SEEN_NAMES), ("names.json", NAMES)):
@@ -72,7 +73,7 @@ def write_dataset(folder: Path, *, train: int, val: int, seed: int = 0) -> None:
 
 def _write_png(path: Path, picture: np.ndarray) -> None:
     if not cv2.imwrite(str(path), picture):
-        raise ValueError(f"{path}: the picture could not be written; is the disk full?")
+        raise CATSegError(f"{path}: the picture could not be written; is the disk full?")
 
 
 def main(arguments: list[str] | None = None) -> None:

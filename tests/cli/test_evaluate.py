@@ -197,7 +197,7 @@ def test_a_data_set_that_fails_does_not_end_the_run(config, tmp_path, monkeypatc
 
     def broken(cfg, name, **options):
         if name == "empty":
-            raise ValueError("no image could be evaluated")
+            raise CATSegError("no image could be evaluated")
         return build(cfg, name, **options)
 
     monkeypatch.setattr(evaluate, "build_evaluator", broken)

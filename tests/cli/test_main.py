@@ -8,8 +8,9 @@ import pytest
 
 import cat_seg
 from cat_seg.cli.main import COMMANDS, main
-from cat_seg.cli.terminal import as_text, printable, run, size
+from cat_seg.cli.terminal import run, size
 from cat_seg.errors import CATSegError
+from cat_seg.utils.text import as_text, printable
 
 
 @pytest.mark.parametrize("arguments", [["--help"], [], ["predict", "--help"]])

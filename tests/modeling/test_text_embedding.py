@@ -118,6 +118,20 @@ def test_whatever_changes_the_features_is_encoded_anew(tmp_path, encoded):
     assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
 
 
+def test_a_projection_with_a_bias(tmp_path):
+    clip = tiny_clip()
+    matrix = clip.text_projection
+    expected = embed_text(clip, NAMES, TEMPLATES, synonyms="mean")
+    del clip.text_projection
+    clip.text_projection = torch.nn.Linear(*matrix.shape)
+    with torch.no_grad():
+        clip.text_projection.weight.copy_(matrix.T)
+        clip.text_projection.bias.zero_()
+    for _ in range(2):  # the second from the cache
+        actual = embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path)
+        torch.testing.assert_close(actual, expected)
+
+
 def test_the_image_encoder_does_not_matter_to_the_cache(tmp_path, encoded):
     clip = tiny_clip()
     embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path)

@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cat_seg.errors import CATSegError
 from cat_seg.modeling.aggregator.class_aggregation import ClassAggregation
 from cat_seg.modeling.aggregator.correlation import (
     Selection,
@@ -208,15 +209,15 @@ class Aggregator(nn.Module):
             recompute: trade time for memory in training.
 
         Raises:
-            ValueError: for sizes that do not fit together.
+            CATSegError: for sizes that do not fit together.
         """
         super().__init__()
         if hidden_dim % num_heads:
-            raise ValueError(
+            raise CATSegError(
                 f"HIDDEN_DIMS {hidden_dim} is not a multiple of NUM_HEADS {num_heads}."
             )
         if len(guidance_in_dims) != 1 + len(decoder_dims) or len(decoder_dims) != 2:
-            raise ValueError(
+            raise CATSegError(
                 "Expected two decoder blocks (DECODER_DIMS) and three guidance maps, one for the "
                 f"layers and one a block; got {len(decoder_dims)} and {len(guidance_in_dims)}."
             )
@@ -317,10 +318,10 @@ class Aggregator(nn.Module):
             B of `ClassLogits`, of (T, 4 H, 4 W), or (max_classes, 4 H, 4 W) if that is less.
 
         Raises:
-            ValueError: if the guidance has another size than the grid.
+            CATSegError: if the guidance has another size than the grid.
         """
         if features.shape[-2:] != self.grid or guidance[0].shape[-2:] != self.grid:
-            raise ValueError(
+            raise CATSegError(
                 f"Image features of {tuple(features.shape[-2:])} and guidance of "
                 f"{tuple(guidance[0].shape[-2:])} positions; FEATURE_RESOLUTION asks for "
                 f"{self.grid} of both."

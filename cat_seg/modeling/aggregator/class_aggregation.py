@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cat_seg.errors import CATSegError
 from cat_seg.modeling import fused
 from cat_seg.modeling.chunks import chunk_length, map_chunks
 from cat_seg.modeling.layers import Linear, add, linear, may_overwrite
@@ -98,7 +99,7 @@ class ClassAggregation(nn.Module):
         pooled = chunks(lambda p: self.branch(p, guided, weights), pooled)
         pooled = rearrange(pooled, "B T (h w) C -> (B T) C h w", h=h)
         branch = F.interpolate(pooled, (H, W), mode="bilinear", align_corners=True)
-        return x + rearrange(branch, "(B T) C H W -> B T H W C", B=B)
+        return x + rearrange(branch, "(B T) C H W -> B T H W C", B=B).to(x.dtype)
 
     def fused(self, x: Tensor, guided: Tensor, dtype: torch.dtype) -> Tensor:
         """x + branch(x) by fused kernels, products in `dtype`, into x: (B, T, N, C)."""
@@ -172,7 +173,7 @@ class GuidedClassAttention(nn.Module):
     def __init__(self, dim: int, guidance_dim: int, num_heads: int, attention_type: str) -> None:
         super().__init__()
         if attention_type not in ("linear", "full"):
-            raise ValueError(f'ATTENTION_TYPE is {attention_type!r}; expected "linear" or "full".')
+            raise CATSegError(f'ATTENTION_TYPE is {attention_type!r}; expected "linear" or "full".')
         self.num_heads = num_heads
         self.attention_type = attention_type
         self.q = nn.Linear(dim + guidance_dim, dim)

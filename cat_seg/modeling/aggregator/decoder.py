@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cat_seg.errors import CATSegError
 from cat_seg.modeling import fused
 from cat_seg.modeling.autocast import without_autocast
 
@@ -30,9 +31,9 @@ class DecoderBlock(nn.Module):
         """
         super().__init__()
         if out_dim % 16 or out_dim == 0:
-            raise ValueError(f"DECODER_DIMS holds {out_dim}; expected multiples of 16.")
+            raise CATSegError(f"DECODER_DIMS holds {out_dim}; expected multiples of 16.")
         if not 0 <= guidance_dim < in_dim:
-            raise ValueError(
+            raise CATSegError(
                 f"DECODER_GUIDANCE_PROJ_DIMS holds {guidance_dim}; expected less than the "
                 f"{in_dim} channels that the decoder block takes."
             )
@@ -61,7 +62,7 @@ class DecoderBlock(nn.Module):
             maps = maps.expand(1, -1, *size)
         else:
             if guidance.shape[-2:] != size:
-                raise ValueError(
+                raise CATSegError(
                     f"The decoder's guidance is {tuple(guidance.shape[-2:])} positions, but the "
                     f"map it guides {tuple(size)}: the guidance layers must have 2 and 4 times "
                     "FEATURE_RESOLUTION."

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cat_seg.errors import CATSegError
 from cat_seg.modeling import fused
 from cat_seg.modeling.layers import Linear, add, gelu, linear
 
@@ -154,10 +155,10 @@ def window_regions(grid: tuple[int, int], window: int, shift: int) -> list[Regio
     """The rectangles within which positions see each other in (shifted) window attention.
 
     Raises:
-        ValueError: if the grid does not consist of whole windows.
+        CATSegError: if the grid does not consist of whole windows.
     """
     if grid[0] % window or grid[1] % window:
-        raise ValueError(
+        raise CATSegError(
             f"A map of {grid[0]} x {grid[1]} positions (FEATURE_RESOLUTION) does not part into "
             f"windows of {window} x {window} (WINDOW_SIZES): both sides must be multiples of it."
         )

@@ -11,15 +11,16 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cat_seg.errors import CATSegError
 from cat_seg.modeling import fused
 from cat_seg.modeling.layers import add, gelu, linear, may_overwrite
 
 
 def check_blocks(transformer: Transformer, tower: str) -> None:
-    """Raise a ValueError unless a tower ("image" or "text") is made of the blocks known here."""
+    """Raise a CATSegError unless a tower ("image" or "text") is made of the blocks known here."""
     for block in transformer.resblocks:
         if not isinstance(block, ResidualAttentionBlock):
-            raise ValueError(
+            raise CATSegError(
                 f"The {tower} encoder is made of {type(block).__name__}; expected open_clip's "
                 "ResidualAttentionBlock (plain multi-head attention and MLP, pre-norm). Choose a "
                 "CLIP of that layout, such as ViT-B-16, ViT-L-14-336, ViT-H-14 or ViT-bigG-14."

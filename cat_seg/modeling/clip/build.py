@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import os
 from pathlib import Path
@@ -13,11 +12,13 @@ import open_clip
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import Tensor
 
+from cat_seg.errors import CATSegError
 from cat_seg.modeling.clip.finetune import fuse_projections, split_projections
 from cat_seg.modeling.clip.text import check_text_encoder
 from cat_seg.modeling.clip.vision import check_image_encoder
 from cat_seg.resources import project_file
-from cat_seg.trust.weights import read_weights
+from cat_seg.trust.text import read_json
+from cat_seg.trust.weights import check_weights, read_weights
 from cat_seg.utils.files import FetchError, fetch
 
 logger = logging.getLogger(__name__)
@@ -67,21 +68,21 @@ def build_clip(
             size if None. The position embedding keeps its native size, as checkpoints have it.
 
     Raises:
-        ValueError: if the name is unknown, the architecture has no dense features, or the size
+        CATSegError: if the name is unknown, the architecture has no dense features, or the size
             does not fit.
     """
     clip = open_clip.CLIP(**_model_config(name))
     try:
         check_image_encoder(clip.visual)
         check_text_encoder(clip)
-    except ValueError as error:
-        raise ValueError(f"CLIP {name!r} cannot be used: {error}") from error
+    except CATSegError as error:
+        raise CATSegError(f"CLIP {name!r} cannot be used: {error}") from error
     if image_size is not None:
         clip.visual.image_size = _pair(image_size)
     height, width = clip.visual.image_size
     ph, pw = clip.visual.patch_size
     if height % ph or width % pw:
-        raise ValueError(
+        raise CATSegError(
             f"CLIP {name!r} cannot see images of {height} x {width} pixels: expected multiples of "
             f"its patch size {ph} x {pw}."
         )
@@ -120,7 +121,7 @@ def load_clip_weights(clip: open_clip.CLIP, source: str | Path) -> None:
             a checkpoint of CAT-Seg, of which CLIP's part is taken.
 
     Raises:
-        ValueError: if there are no such weights, or they do not fit the model exactly.
+        CATSegError: if there are no such weights, or they do not fit the model exactly.
     """
     file = _weight_file(str(source))
     state = _clip_state(read_weights(file), file)
@@ -138,10 +139,14 @@ def load_clip_weights(clip: open_clip.CLIP, source: str | Path) -> None:
     }
     if any(wrong.values()):
         found = "; ".join(f"{len(v)} {k} ({_some(v)})" for k, v in wrong.items() if v)
-        raise ValueError(
+        raise CATSegError(
             f"{file} does not hold the weights of this CLIP: {found}. Give the weights of the same "
             "architecture and native image size, or choose the CLIP that they belong to."
         )
+    try:
+        check_weights(state, expected)
+    except CATSegError as error:
+        raise CATSegError(f"{file}: {error}") from error
     clip.load_state_dict(state)
     logger.info("Loaded %d tensors of CLIP from %s", len(state), file)
 
@@ -153,29 +158,34 @@ def _model_config(name: str | dict[str, Any]) -> dict[str, Any]:
     elif name in _registered:
         config = dict(_registered[name])
     elif name.endswith(".json"):
-        config = json.loads(project_file(name).read_text())
-        config = config.get("model_cfg", config)
+        config = read_json(project_file(name))
+        config = config.get("model_cfg", config) if isinstance(config, dict) else {}
     else:
         architecture, tag = _architecture(name)
         config = open_clip.get_model_config(architecture)
         if config is None:
             known = [*_PUBLISHED, *_registered, *open_clip.list_models()]
             similar = difflib.get_close_matches(name, known) or list(_PUBLISHED)
-            raise ValueError(
+            raise CATSegError(
                 f"{name!r} is not a CLIP that is known here. Similar names: {', '.join(similar)}; "
                 "open_clip.list_models() lists all, and a path to a JSON configuration works too."
             )
         if get_pretrained_cfg(architecture, tag).get("quick_gelu"):
             config["quick_gelu"] = True  # a matter of the weights as much as of the architecture
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision, text = config.get("vision_cfg"), config.get("text_cfg")
+    if not isinstance(vision, dict) or not isinstance(text, dict):
+        raise CATSegError(
+            f"CLIP {str(name)[:80]!r}: expected a configuration of open_clip, with vision_cfg and "
+            "text_cfg."
+        )
     if vision.get("timm_model_name"):
-        raise ValueError(
+        raise CATSegError(
             f"CLIP {name!r} cannot be used: its image encoder is timm's "
             f"{vision['timm_model_name']}; dense features need open_clip's own VisionTransformer. "
             "Choose a ViT such as ViT-B-16, ViT-L-14-336, ViT-H-14 or ViT-bigG-14."
         )
     if text.get("hf_model_name") or text.get("embed_cls"):
-        raise ValueError(
+        raise CATSegError(
             f"CLIP {name!r} cannot be used: its text encoder is "
             f"{text.get('hf_model_name') or 'that of CoCa'}; expected CLIP's own, with causal "
             "attention and the feature of a text at its end token."
@@ -197,7 +207,7 @@ def _weight_file(source: str) -> Path:
     if not tags or Path(source).is_file():
         return fetch(source)
     if not (published := get_pretrained_cfg(architecture, tag)):
-        raise ValueError(
+        raise CATSegError(
             f"Which weights of {source!r}? Write {architecture}:TAG with one of {', '.join(tags)}."
         )
     addresses = [published["url"]] if published.get("url") else []
@@ -218,7 +228,7 @@ def _clip_state(state: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     """The CLIP in a state dict, whatever it is part of, by open_clip's names."""
     prefixes = [k.removesuffix(_MARK) for k in state if k.endswith(_MARK)]
     if len(prefixes) != 1:
-        raise ValueError(
+        raise CATSegError(
             f"{file} holds {len(prefixes)} CLIPs with a ViT; expected one key that ends in {_MARK} "
             f"(by OpenAI's and open_clip's names). It begins with {_some(list(state))}."
         )

@@ -7,6 +7,8 @@ import re
 import torch
 from torch import Tensor, nn
 
+from cat_seg.errors import CATSegError
+
 _SPLIT = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 _FUSED = "in_proj_weight"
 
@@ -34,17 +36,17 @@ def set_trainable(clip: nn.Module, mode: str, *, text: bool = True) -> None:
         text: False keeps the text encoder frozen in every mode.
 
     Raises:
-        ValueError: if the mode is unknown or fits no parameter of this model.
+        CATSegError: if the mode is unknown or fits no parameter of this model.
     """
     mode = mode or "freeze"
     if mode not in _TRAINED:
-        raise ValueError(f"CLIP_FINETUNE is {mode!r}; expected one of {', '.join(_TRAINED)}.")
+        raise CATSegError(f"CLIP_FINETUNE is {mode!r}; expected one of {', '.join(_TRAINED)}.")
     pattern = re.compile(_TRAINED[mode])
     for name, parameter in clip.named_parameters():
         trained = pattern.fullmatch(name) is not None and (text or name.startswith("visual."))
         parameter.requires_grad_(trained)
     if _TRAINED[mode] and not any(p.requires_grad for p in clip.parameters()):
-        raise ValueError(
+        raise CATSegError(
             f"CLIP_FINETUNE {mode!r} fits no parameter of this CLIP; 'attention_qv' needs split "
             "attention weights (SPLIT_QKV)."
         )

@@ -20,6 +20,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cat_seg.errors import CATSegError
 from cat_seg.modeling.chunks import checkpointed
 from cat_seg.modeling.clip import blocks
 
@@ -79,19 +80,19 @@ def encode_text(
 
 
 def check_text_encoder(clip: open_clip.CLIP) -> None:
-    """Raise a ValueError that names what is missing if `encode_text` cannot run this encoder."""
+    """Raise a CATSegError that names what is missing if `encode_text` cannot run this encoder."""
     if clip.attn_mask is None:
-        raise ValueError(
+        raise CATSegError(
             "The text encoder has no causal mask, as in SigLIP and CLIPA; encode_text needs causal "
             "attention and a text's feature at its end token. Choose a CLIP-style text tower."
         )
     if clip.text_pool_type != "argmax" or clip.text_projection is None:
-        raise ValueError(
+        raise CATSegError(
             f"The text encoder pools by {clip.text_pool_type!r} or has no projection; expected the "
             "feature at the end token ('argmax', the highest number) and a linear projection."
         )
     if clip.vocab_size != _VOCABULARY_SIZE or clip.context_length < CONTEXT_LENGTH:
-        raise ValueError(
+        raise CATSegError(
             f"The text encoder has {clip.vocab_size} tokens and a context of "
             f"{clip.context_length}; expected CLIP's own tokenizer, {_VOCABULARY_SIZE} tokens and "
             f"a context of {CONTEXT_LENGTH}."

@@ -17,6 +17,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cat_seg.errors import CATSegError
 from cat_seg.modeling.autocast import without_autocast
 from cat_seg.modeling.chunks import checkpointed
 from cat_seg.modeling.clip import blocks
@@ -80,15 +81,15 @@ def encode_dense_tokens(
         Tokens (B, 1 + h * w, D), and those of the layers asked for, each (B, 1 + h * w, C).
 
     Raises:
-        ValueError: if the image does not fit the patches, a layer is not there, or `last_residual`
+        CATSegError: if the image does not fit the patches, a layer is not there, or `last_residual`
             is unknown.
     """
     if last_residual not in ("token", "class"):
-        raise ValueError(f"LAST_RESIDUAL is {last_residual!r}; expected 'token' or 'class'.")
+        raise CATSegError(f"LAST_RESIDUAL is {last_residual!r}; expected 'token' or 'class'.")
     *body, last = visual.transformer.resblocks
     unknown = sorted(set(intermediate_layers) - set(range(1, len(body) + 1)))
     if unknown:
-        raise ValueError(
+        raise CATSegError(
             f"Intermediate layers {unknown} of CLIP's image encoder do not exist; "
             f"expected numbers from 1 to {len(body)} (of {len(body) + 1} layers, not the last)."
         )
@@ -112,11 +113,11 @@ def patch_grid(visual: VisionTransformer, image: Tensor) -> tuple[int, int]:
     """Rows and columns of patches of images (..., H, W).
 
     Raises:
-        ValueError: if the image is not made of whole patches.
+        CATSegError: if the image is not made of whole patches.
     """
     (height, width), (ph, pw) = image.shape[-2:], visual.patch_size
     if height % ph or width % pw:
-        raise ValueError(
+        raise CATSegError(
             f"An image of {height} x {width} pixels is not made of CLIP's {ph} x {pw} patches; "
             "resize it to multiples of the patch size."
         )
@@ -141,15 +142,15 @@ def resize_position_embedding(
 
 
 def check_image_encoder(visual: nn.Module) -> None:
-    """Raise a ValueError that names what is missing if `encode_dense` cannot run this encoder."""
+    """Raise a CATSegError that names what is missing if `encode_dense` cannot run this encoder."""
     if not isinstance(visual, VisionTransformer):
-        raise ValueError(
+        raise CATSegError(
             f"The image encoder is a {type(visual).__name__}; dense features need open_clip's "
             "VisionTransformer, whose last block has a value path to keep. Choose a ViT such as "
             "ViT-B-16, ViT-L-14-336, ViT-H-14 or ViT-bigG-14."
         )
     if visual.attn_pool is not None or visual.proj is None:
-        raise ValueError(
+        raise CATSegError(
             "The image encoder pools by attention or has no projection, so that its tokens are "
             "not in the space of the text features. Choose a ViT that ends in one linear "
             "projection."

@@ -14,6 +14,7 @@ from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cat_seg.errors import CATSegError
 from cat_seg.modeling.layers import use_fast_layers
 
 
@@ -66,24 +67,24 @@ class SwinTransformer(nn.Module):
             use_checkpoint: Whether to recompute each block in the backward pass, to save memory.
 
         Raises:
-            ValueError: Sizes do not fit together.
+            CATSegError: Sizes do not fit together.
         """
         super().__init__()
         if len(depths) != len(num_heads):
-            raise ValueError(
+            raise CATSegError(
                 f"MODEL.SWIN.DEPTHS {list(depths)} and MODEL.SWIN.NUM_HEADS {list(num_heads)} must "
                 "have one number a stage each"
             )
         widths = [embed_dim * 2**i for i in range(len(depths))]
         for width, heads in zip(widths, num_heads, strict=True):
             if width % heads:
-                raise ValueError(
+                raise CATSegError(
                     f"MODEL.SWIN.NUM_HEADS {list(num_heads)}: {heads} heads cannot share the "
                     f"{width} channels that MODEL.SWIN.EMBED_DIM {embed_dim} gives their stage"
                 )
         names = [f"res{i + 2}" for i in range(len(depths))]
         if unknown := set(out_features) - set(names):
-            raise ValueError(
+            raise CATSegError(
                 f"MODEL.SWIN.OUT_FEATURES {list(out_features)}: {sorted(unknown)} not among the "
                 f"maps of {len(depths)} stages, {names}"
             )

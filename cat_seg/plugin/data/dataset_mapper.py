@@ -120,7 +120,7 @@ class SemanticSegmentationMapper(DatasetMapper):
             (K,) int64 are those that it has, into which "sem_seg" counts.
 
         Raises:
-            ValueError: if a file cannot be read, or the labels have another size than the image or
+            CATSegError: if a file cannot be read, or the labels have another size than the image or
                 are out of range.
         """
         sample = dict(dataset_dict)
@@ -168,7 +168,7 @@ def read_sample_image(sample: dict[str, Any], image_format: str) -> np.ndarray:
         (H, W, 3) uint8.
 
     Raises:
-        ValueError: naming the file, if it cannot be read or is not of the size that `sample` says.
+        CATSegError: naming the file, if it cannot be read or is not of the size that `sample` says.
     """
     if image_format not in ("RGB", "BGR"):
         raise CATSegError(f"INPUT.FORMAT is {image_format!r}; expected 'RGB' or 'BGR'.")
@@ -197,7 +197,7 @@ def build_augmentations(cfg: CfgNode, ignore_label: int) -> list[Any]:
         )
     if cfg.INPUT.COLOR_AUG_SSD:
         if cfg.INPUT.FORMAT != "RGB":
-            raise ValueError(
+            raise CATSegError(
                 f"INPUT.COLOR_AUG_SSD needs INPUT.FORMAT 'RGB', not {cfg.INPUT.FORMAT!r}."
             )
         augmentations.append(SSDColorJitter())
@@ -220,7 +220,7 @@ def build_train_mapper(cfg: CfgNode) -> DatasetMapper:
     """Build the training mapper of INPUT.DATASET_MAPPER_NAME."""
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if name not in MAPPERS:
-        raise ValueError(
+        raise CATSegError(
             f"INPUT.DATASET_MAPPER_NAME is {name!r}; expected one of {sorted(MAPPERS)}."
         )
     return MAPPERS[name](cfg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -19,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_in
 from cat_seg.errors import CATSegError
 from cat_seg.plugin.data.dataset_mapper import build_train_mapper
 from cat_seg.plugin.data.sampler import MixedSampler
+from cat_seg.utils.signals import ENDING
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class TrainingStream(IterableDataset):
 
         Args:
             entries: the dataset, in detectron2's format.
-            mapper: from an entry to a sample; ValueError marks a bad entry.
+            mapper: from an entry to a sample; CATSegError marks a bad entry.
             batch_size: samples that one worker reads for a batch.
             seed: of the order; the same on all ranks.
             max_bad_images: different entries that may be left out.
@@ -94,7 +97,7 @@ class TrainingStream(IterableDataset):
     def _sample(self, index: int) -> Sample | None:
         try:
             return self.mapper(self.entries[index])
-        except ValueError as error:
+        except (CATSegError, SizeMismatchError) as error:
             self.bad[index] = True
             count, limit = int(self.bad.sum()), self.max_bad_images
             logger.warning("Bad training image %d of at most %d: %s", count, limit, error)
@@ -120,17 +123,17 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
         An endless loader of lists of samples, SOLVER.IMS_PER_BATCH over all ranks.
 
     Raises:
-        ValueError: if the batch cannot be shared by the ranks, or the sampler is unknown.
+        CATSegError: if the batch cannot be shared by the ranks, or the sampler is unknown.
     """
     world_size = comm.get_world_size()
     batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
     if rest or not batch_size:
-        raise ValueError(
+        raise CATSegError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; expected a multiple of the "
             f"{world_size} processes."
         )
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise ValueError(
+        raise CATSegError(
             f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; only "
             "'TrainingSampler' can resume."
         )
@@ -178,3 +181,5 @@ def _seed_worker(worker_id: int) -> None:
     worker = get_worker_info()
     assert worker is not None and isinstance(worker.dataset, TrainingStream)
     seed_all_rng((worker.seed + worker.dataset.start) % 2**31)
+    for number in ENDING:  # may go to the whole group; the training still needs its last batches
+        signal.signal(number, signal.SIG_IGN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
-import threading
+import time
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -14,10 +14,12 @@ from detectron2.utils import comm
 
 from cat_seg.plugin.engine.random_state import random_state, set_random_state
 from cat_seg.plugin.run_folder import RunFolder
+from cat_seg.utils.signals import give_signals_back, take_signals
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+# Seconds in which a signal that comes twice is one: to a whole group, and passed on by a parent.
+_ONE_SIGNAL = 1.0
 _AGREE_PERIOD = 5  # iterations after which several ranks ask each other for a signal
 
 
@@ -41,27 +43,29 @@ class Checkpoints(HookBase):
         self.keep = keep
         self._folder: RunFolder | None = None  # whose record lists what may be removed
         self._signal = 0  # that asks for the end
+        self._signal_time = 0.0
         self._handlers: dict[int, Any] = {}
         self._ranks: list[dict[str, Any]] = []
         self._random_state: dict[str, Any] | None = None
 
     def before_train(self) -> None:
         """Put the random state back, as late as possible; from now on, signals are waited for."""
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._stop) for number in _SIGNALS}
+        self._handlers = take_signals(self._stop)
         if self._random_state is not None:
             set_random_state(self._random_state)
             self._random_state = None
 
     def after_train(self) -> None:
         """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        give_signals_back(self._handlers)
         self._handlers = {}
 
     def _stop(self, number: int, _: Any) -> None:
-        self._signal = number
-        self.after_train()  # a second one ends at once
+        if not self._signal:
+            self._signal, self._signal_time = number, time.monotonic()
+        elif time.monotonic() - self._signal_time > _ONE_SIGNAL:
+            self.after_train()
+            signal.raise_signal(number)  # a second one ends at once
 
     def _asked_to_stop(self, done: int) -> int:
         """Return the signal that came to any rank, on which all agree now and then; 0 for none."""
@@ -88,6 +92,7 @@ class Checkpoints(HookBase):
                 signal.Signals(number).name,
                 self.trainer.iter,
             )
+            comm.synchronize()  # the first process to end may take the others with it
             raise SystemExit(128 + number)
 
     def _save(self, is_final: bool) -> None:

@@ -23,12 +23,12 @@ def check_inputs(cfg: CfgNode, *, train: bool, resume: bool = False) -> None:
         resume: whether weights may come from OUTPUT_DIR instead.
 
     Raises:
-        ValueError: if something is missing, with what to do about it.
+        CATSegError: if something is missing, with what to do about it.
     """
     if cfg.MODEL.WEIGHTS:
         local_weights(cfg.MODEL.WEIGHTS)
     elif not train and not (resume and any(Path(cfg.OUTPUT_DIR).glob("model_*.pth"))):
-        raise ValueError(
+        raise CATSegError(
             "MODEL.WEIGHTS is empty; name the weights to evaluate: a file, a URL or "
             "hf://owner/repo/file."
         )
@@ -68,17 +68,17 @@ def _check_evaluator(cfg: CfgNode, name: str) -> None:
 
 def _check_data(key: str, names: Sequence[str], class_json: str) -> None:
     if not names:
-        raise ValueError(f"DATASETS.{key} is empty; name a data set.")
+        raise CATSegError(f"DATASETS.{key} is empty; name a data set.")
     for name in names:
         if name not in DatasetCatalog.list():
-            raise ValueError(
+            raise CATSegError(
                 f"DATASETS.{key} names {name!r}, which is not registered; expected one of "
                 f"{', '.join(sorted(DatasetCatalog.list()))}, or a NAME of DATASETS.FOLDERS."
             )
         DatasetCatalog.get(name)
         expected, found = (len(vocabulary_of(path, [name])) for path in ("", class_json))
         if found != expected:
-            raise ValueError(
+            raise CATSegError(
                 f"MODEL.SEM_SEG_HEAD.{key}_CLASS_JSON {class_json} has {found} names, but {name} "
                 f"has {expected} classes; leave it empty to take the data set's own names."
             )

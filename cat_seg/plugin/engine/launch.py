@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import multiprocessing
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from detectron2.engine import launch as launch_detectron2
 from detectron2.utils import comm
 from torch import distributed
+from torch.multiprocessing import ProcessExitedException
 
 from cat_seg.errors import CATSegError
+from cat_seg.utils.signals import give_signals_back, take_signals
+from cat_seg.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -44,20 +50,65 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace)
             "number of processes, at least 1, on CPU too."
         )
     if context is None:
-        launch_detectron2(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        several = args.num_gpus * args.num_machines > 1
+        with _processes_of_ours() if several else contextlib.nullcontext():
+            launch_detectron2(
+                _one_of_several if several else main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args) if several else (args,),
+            )
         return
     join(context)
     try:
         main(args)
     finally:
         leave()
+
+
+def _one_of_several(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Run `main(args)` in a process of its own; of an exception, its parent would have the text."""
+    try:
+        main(args)
+    except CATSegError as error:
+        print(f"Process {comm.get_rank()}: {printable(str(error))}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def _processes_of_ours() -> Iterator[None]:
+    """Pass signals on to the processes that are started in the block, and end as they end.
+
+    Raises:
+        SystemExit: with the code of the process that failed first, or 128 + the signal's number.
+        CATSegError: if a process was killed, and not by us.
+    """
+    came: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        came.append(number)
+        for child in multiprocessing.active_children():
+            if child.pid:
+                os.kill(child.pid, number)
+
+    handlers = take_signals(pass_on)
+    try:
+        yield
+    except ProcessExitedException as error:
+        if came:
+            raise SystemExit(128 + came[0]) from None
+        if error.exit_code < 0:
+            raise CATSegError(
+                f"Process {error.error_index} was ended by {error.signal_name}, from outside; is "
+                "the memory full?"
+            ) from error
+        raise SystemExit(error.exit_code) from None
+    finally:
+        give_signals_back(handlers)
+    if came:
+        raise SystemExit(128 + came[0])
 
 
 def leave() -> None:
@@ -72,7 +123,7 @@ def find_context(environment: Mapping[str, str]) -> DistributedContext | None:
         The context; None if neither has started several processes.
 
     Raises:
-        ValueError: if the variables contradict each other.
+        CATSegError: if the variables contradict each other.
     """
     if "LOCAL_RANK" in environment and "WORLD_SIZE" in environment:
         return DistributedContext(
@@ -90,7 +141,7 @@ def find_context(environment: Mapping[str, str]) -> DistributedContext | None:
         return None
     machines = int(environment.get("SLURM_STEP_NUM_NODES") or environment.get("SLURM_NNODES", "1"))
     if world_size % machines:
-        raise ValueError(
+        raise CATSegError(
             f"SLURM runs {world_size} tasks on {machines} nodes; expected as many on each "
             "(--ntasks-per-node)."
         )

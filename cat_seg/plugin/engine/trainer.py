@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from cat_seg.errors import CATSegError
 from cat_seg.inference import AUTOCAST
 from cat_seg.plugin.checkpointer import CATSegCheckpointer
 from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
@@ -146,7 +147,7 @@ def _precision(cfg: CfgNode) -> torch.dtype | None:
     if not cfg.SOLVER.AMP.ENABLED:
         return None
     if cfg.SOLVER.AMP.DTYPE not in AUTOCAST:
-        raise ValueError(
+        raise CATSegError(
             f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; expected one of {sorted(AUTOCAST)}."
         )
     return AUTOCAST[cfg.SOLVER.AMP.DTYPE]

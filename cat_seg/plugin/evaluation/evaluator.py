@@ -46,12 +46,12 @@ def build_evaluator(
         options: Passed on to `SegmentationEvaluator`.
 
     Raises:
-        ValueError: if the dataset is not registered, or its files are missing.
+        CATSegError: if the dataset is not registered, or its files are missing.
     """
     kinds = {"sem_seg": SegmentationEvaluator, "sem_seg_background": BackgroundEvaluator}
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in kinds:
-        raise ValueError(
+        raise CATSegError(
             f"Dataset {dataset_name!r} has evaluator_type {kind!r}; expected one of "
             f"{', '.join(kinds)}. Is its name right, and is it in DATASETS.FOLDERS if it is yours?"
         )
@@ -208,7 +208,7 @@ class SegmentationEvaluator(SemSegEvaluator):
         """Return {"sem_seg": scores in percent} in the main process, None in the others.
 
         Raises:
-            ValueError: if not one image could be evaluated.
+            CATSegError: if not one image could be evaluated.
         """
         if self._all_processes:
             comm.synchronize()
@@ -218,7 +218,7 @@ class SegmentationEvaluator(SemSegEvaluator):
         result = self._result
         if not result.images:
             reasons = "; ".join(f"{f}: {why}" for f, why in list(result.left_out.items())[:3])
-            raise ValueError(f"{self._name}: no image could be evaluated. {reasons}")
+            raise CATSegError(f"{self._name}: no image could be evaluated. {reasons}")
         log_result(result)
         if self._folder:
             save_result(result, self._folder)
@@ -228,7 +228,7 @@ class SegmentationEvaluator(SemSegEvaluator):
         """Return the predicted classes of the dataset, (H, W).
 
         Raises:
-            ValueError: if the model has another number of classes than the dataset.
+            CATSegError: if the model has another number of classes than the dataset.
         """
         if "labels" in output:
             labels = output["labels"].cpu().numpy()
@@ -239,7 +239,7 @@ class SegmentationEvaluator(SemSegEvaluator):
             fits = classes == self.vocabulary_size
             labels = output["sem_seg"].argmax(dim=0).cpu().numpy()
         if not fits:
-            raise ValueError(
+            raise CATSegError(
                 f"The model predicts {classes} classes, but {self._name} has a vocabulary of "
                 f"{self.vocabulary_size}; leave MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON empty, or give "
                 "it a list of that length."
@@ -272,12 +272,12 @@ class SegmentationEvaluator(SemSegEvaluator):
             truth = self.rule.read(truth_file).astype(np.int64)
             truth[truth == IGNORED] = classes
             if truth.shape != predicted.shape:
-                raise ValueError(
+                raise CATSegError(
                     f"its label map is {truth.shape} (height, width), its prediction "
                     f"{predicted.shape}"
                 )
             digests = digest(file_name), digest(truth_file)
-        except (OSError, ValueError) as error:
+        except (OSError, CATSegError) as error:
             self._leave_out(file_name, str(error))
             return False
         self._result.add(

@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from cat_seg.drawing import blend
+from cat_seg.errors import CATSegError
 from cat_seg.images import read_image
 from cat_seg.label_maps import read_label_map
 from cat_seg.palette import name_colors
@@ -144,7 +145,7 @@ def _image(name: str, benchmark: BenchmarkResult) -> dict[str, Any]:
         photo = read_image(name)
         truth_file, prediction_file = benchmark.result.label_maps[name]
         truth, predicted = benchmark.result.rule.read(truth_file), read_label_map(prediction_file)
-    except ValueError as error:  # after it was evaluated, maybe by the run that was resumed
+    except CATSegError as error:  # after it was evaluated, maybe by the run that was resumed
         logger.warning("not shown in the report: %s", error)
         return shown
     photo, truth, predicted = shrink(photo, truth, predicted, side=PICTURE_SIDE)

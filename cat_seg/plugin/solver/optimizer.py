@@ -12,6 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import Tensor, nn
 
+from cat_seg.errors import CATSegError
+
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 _NEVER_DECAYED = ("relative_position_bias_table", "absolute_pos_embed")
 
@@ -20,7 +22,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimiser of a config for the trainable parameters of a model.
 
     Raises:
-        ValueError: if SOLVER.OPTIMIZER is unknown, or no parameter trains.
+        CATSegError: if SOLVER.OPTIMIZER is unknown, or no parameter trains.
     """
     solver = cfg.SOLVER
     settings: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
@@ -31,7 +33,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         kind = torch.optim.SGD
         settings |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
     else:
-        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; expected 'ADAMW' or 'SGD'.")
+        raise CATSegError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; expected 'ADAMW' or 'SGD'.")
     groups = parameter_groups(
         model,
         lr=solver.BASE_LR,
@@ -42,7 +44,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
     )
     if not groups:
-        raise ValueError(
+        raise CATSegError(
             "No parameter of the model trains; see MODEL.SEM_SEG_HEAD.CLIP_FINETUNE and "
             "SOLVER.BACKBONE_MULTIPLIER."
         )
@@ -95,7 +97,7 @@ def _with_clipping(
     if clip.CLIP_TYPE in ("value", "norm"):  # each parameter by itself
         return maybe_add_gradient_clipping(cfg, kind)
     if clip.CLIP_TYPE != "full_model":
-        raise ValueError(
+        raise CATSegError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; expected 'full_model', "
             "'value' or 'norm'."
         )

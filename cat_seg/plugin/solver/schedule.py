@@ -8,6 +8,8 @@ from detectron2.solver import LRMultiplier
 from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
 from fvcore.common.param_scheduler import ParamScheduler
 
+from cat_seg.errors import CATSegError
+
 
 def build_lr_scheduler(
     cfg: CfgNode, optimizer: torch.optim.Optimizer
@@ -15,7 +17,7 @@ def build_lr_scheduler(
     """Build SOLVER.LR_SCHEDULER_NAME: "WarmupCosineLR", "WarmupPolyLR" or another of detectron2's.
 
     Raises:
-        ValueError: if the name is unknown.
+        CATSegError: if the name is unknown.
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
@@ -47,7 +49,7 @@ class WarmupPolySchedule(ParamScheduler):
     ) -> None:
         """Set the schedule; `warmup_length` is a share of the training in 0..1."""
         if warmup_method not in ("linear", "constant"):
-            raise ValueError(
+            raise CATSegError(
                 f"SOLVER.WARMUP_METHOD is {warmup_method!r}; expected 'linear' or 'constant'."
             )
         self.power = power

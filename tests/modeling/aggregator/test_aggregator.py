@@ -97,6 +97,19 @@ def test_pooling_of_training_and_of_evaluation():
     assert not torch.allclose(block.train()(x, None), same(x, None))
 
 
+@pytest.mark.parametrize("pooling", [(1, 1), (2, 2)])
+def test_a_volume_in_half_precision_stays_so(pooling: tuple[int, int]):
+    block = random_weights(
+        ClassAggregation(dim=16, guidance_dim=0, num_heads=4, pooling=pooling)
+    ).eval()
+    x = torch.randn(1, 3, 4, 4, 16).half()
+    with torch.no_grad():
+        expected = block(x.float(), None)
+        actual = block(x.clone(), None)
+    assert actual.dtype == torch.float16
+    torch.testing.assert_close(actual.float(), expected, atol=0.02, rtol=2e-3)
+
+
 @pytest.mark.parametrize("guidance", [0, 8])
 def test_decoder_block(guidance: int):
     block = random_weights(DecoderBlock(in_dim=32, out_dim=16, guidance_dim=guidance))

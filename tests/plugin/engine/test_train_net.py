@@ -7,6 +7,7 @@ import runpy
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ TRAIN_NET = Path(__file__).parents[3] / "train_net.py"
 def _run(arguments: tuple[str, ...], output: Path) -> None:
     sys.stdout = sys.stderr = output.open("w", buffering=1)
     torch.set_num_threads(1)
+    fork = partial(torch.multiprocessing.start_processes, start_method="fork")
+    torch.multiprocessing.start_processes = fork  # which is fast, and knows the toy model
     sys.argv = ["train_net.py", *arguments]
     runpy.run_path(str(TRAIN_NET), run_name="__main__")
 
@@ -154,11 +157,14 @@ def test_two_trainings_do_not_share_a_folder(config_file: Path, tmp_path: Path) 
     assert code == 1 and "another run works in it" in printed and "Traceback" not in printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "ranks"),
+    [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGHUP, 1), (signal.SIGTERM, 2)],
+)
 def test_a_signal_ends_a_training_with_a_checkpoint(
-    config_file: Path, tmp_path: Path, number: signal.Signals
+    config_file: Path, tmp_path: Path, number: signal.Signals, ranks: int
 ) -> None:
-    options = ("SOLVER.MAX_ITER", 100_000, "SOLVER.CHECKPOINT_PERIOD", 99_999)
+    options = ("--num-gpus", ranks, "SOLVER.MAX_ITER", 100_000, "SOLVER.CHECKPOINT_PERIOD", 99_999)
     (tmp_path / "output.txt").touch()
     process = start(tmp_path, "--config-file", config_file, *options)
     while process.is_alive() and "eta: " not in (tmp_path / "output.txt").read_text():

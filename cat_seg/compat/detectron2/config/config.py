@@ -10,6 +10,8 @@ from typing import Any
 
 from fvcore.common.config import CfgNode as _CfgNode
 
+from cat_seg.errors import CATSegError
+
 from ..utils.file_io import PathManager
 from .defaults import DEFAULTS
 
@@ -29,7 +31,7 @@ class CfgNode(_CfgNode):
 
         Raises:
             AssertionError: if there is no such file.
-            ValueError: if the file is written for another version of the config.
+            CATSegError: if the file is written for another version of the config.
             KeyError: if the file sets a key that this config does not have.
         """
         assert PathManager.isfile(cfg_filename), f"{cfg_filename}: this config does not exist"
@@ -40,7 +42,7 @@ class CfgNode(_CfgNode):
                 f"Assuming it to be compatible with latest v{self.VERSION}."
             )
         elif loaded.VERSION != self.VERSION:
-            raise ValueError(
+            raise CATSegError(
                 f"{cfg_filename}: expected VERSION {self.VERSION}, got {loaded.VERSION}. "
                 "Converting a config of another version needs the real detectron2."
             )

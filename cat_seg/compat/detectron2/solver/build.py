@@ -13,6 +13,8 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
+from cat_seg.errors import CATSegError
+
 from .lr_scheduler import LRMultiplier, WarmupParamScheduler
 
 
@@ -30,7 +32,7 @@ def maybe_add_gradient_clipping(
     if not settings.ENABLED:
         return optimizer
     if settings.CLIP_TYPE not in ("value", "norm"):
-        raise ValueError(
+        raise CATSegError(
             "SOLVER.CLIP_GRADIENTS.CLIP_TYPE: expected 'value' or 'norm', "
             f"got {settings.CLIP_TYPE!r}."
         )
@@ -51,7 +53,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMult
     """Build the schedule that SOLVER.LR_SCHEDULER_NAME names, with its warm-up.
 
     Raises:
-        ValueError: if the name is neither "WarmupMultiStepLR" nor "WarmupCosineLR".
+        CATSegError: if the name is neither "WarmupMultiStepLR" nor "WarmupCosineLR".
     """
     solver = cfg.SOLVER
     schedule: ParamScheduler
@@ -72,7 +74,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMult
         assert 0.0 <= end <= 1.0, end
         schedule = CosineParamScheduler(1, end)
     else:
-        raise ValueError(f"Unknown LR scheduler: {solver.LR_SCHEDULER_NAME}")
+        raise CATSegError(f"Unknown LR scheduler: {solver.LR_SCHEDULER_NAME}")
     schedule = WarmupParamScheduler(
         schedule,
         solver.WARMUP_FACTOR,

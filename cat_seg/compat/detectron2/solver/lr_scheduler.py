@@ -13,6 +13,8 @@ from fvcore.common.param_scheduler import (
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from cat_seg.errors import CATSegError
+
 
 class WarmupParamScheduler(CompositeParamScheduler):
     """Puts a warm-up before a schedule."""
@@ -42,7 +44,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
         elif warmup_method == "constant":
             warmup = ConstantParamScheduler(begin)
         else:
-            raise ValueError(f"Unknown warmup method: {warmup_method}")
+            raise CATSegError(f"Unknown warmup method: {warmup_method}")
         super().__init__(
             [warmup, scheduler],
             interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
@@ -69,7 +71,7 @@ class LRMultiplier(LRScheduler):
             last_iter: the iteration that was done last.
         """
         if not isinstance(multiplier, ParamScheduler):
-            raise ValueError(
+            raise CATSegError(
                 "LRMultiplier(multiplier=) must be an instance of fvcore ParamScheduler. "
                 f"Got {multiplier} instead."
             )

@@ -128,7 +128,7 @@ def pair_problem(pair: Pair, rule: LabelRule) -> str | None:
     """Say what is wrong with a pair: unreadable, different sizes, a label out of range."""
     try:
         image, labels = image_size(pair.image), rule.read(pair.label)
-    except ValueError as error:
+    except CATSegError as error:
         return str(error)
     return size_problem(pair, image, labels.shape)
 

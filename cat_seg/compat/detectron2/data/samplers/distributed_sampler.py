@@ -8,6 +8,8 @@ from itertools import islice
 import torch
 from torch.utils.data import Sampler
 
+from cat_seg.errors import CATSegError
+
 from ...utils import comm
 
 
@@ -26,7 +28,9 @@ class TrainingSampler(Sampler[int]):
             seed: of the order; must be the same in all processes. None draws one for all.
         """
         if size < 1:
-            raise ValueError(f"TrainingSampler: expected a positive number of samples, got {size}.")
+            raise CATSegError(
+                f"TrainingSampler: expected a positive number of samples, got {size}."
+            )
         self._size = size
         self._shuffle = shuffle
         self._seed = int(comm.shared_random_seed() if seed is None else seed)

@@ -19,6 +19,8 @@ from fvcore.transforms.transform import (
 )
 from PIL import Image
 
+from cat_seg.errors import CATSegError
+
 from .augmentation import Augmentation
 from .transform import ResizeTransform
 
@@ -28,7 +30,7 @@ class RandomFlip(Augmentation):
 
     def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False):
         if horizontal == vertical:
-            raise ValueError(
+            raise CATSegError(
                 f"RandomFlip: expected one of horizontal and vertical, got "
                 f"{horizontal=}, {vertical=}. Use two of them to flip both ways."
             )
