@@ -50,7 +50,7 @@ EXTRA = {name: distributions(r) for name, r in PROJECT["optional-dependencies"].
 
 # What the library imports only where it is used, see tests/test_doors.py.
 OPTIONAL = set().union(
-    *(EXTRA[name] for name in ("coco", "export", "heif", "supervision", "video", "web"))
+    *(EXTRA[name] for name in ("coco", "export", "heif", "label", "supervision", "video", "web"))
 )
 
 
