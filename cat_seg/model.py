@@ -106,10 +106,7 @@ class CATSeg(nn.Module):
             values = torch.tensor(getattr(config, name)).view(-1, 1, 1)
             self.register_buffer(name, values, persistent=False)
         if backbone is None:
-            width = clip_sizes(self.predictor.clip_model).vision_width
-            first, second = config.upsample_dims
-            self.upsample1 = nn.ConvTranspose2d(width, first, kernel_size=2, stride=2)
-            self.upsample2 = nn.ConvTranspose2d(width, second, kernel_size=4, stride=4)
+            self.upsample1, self.upsample2 = _upsampling(self.predictor)
         tiles = config.sliding_window
         grid = TileGrid(int(tiles[0]), tiles[1], int(tiles[2])) if tiles else None
         self.plan = InferencePlan(sliding_window=grid)
@@ -429,6 +426,25 @@ def best_device(asked: str = "") -> torch.device:
     if device.type in there and not there[device.type]():
         raise CATSegError(f"Device {asked!r} cannot be used: torch finds none here.")
     return device
+
+
+def _upsampling(predictor: CATSegPredictor) -> list[nn.ConvTranspose2d]:
+    """From CLIP's guiding layers to maps of 2 H x 2 W and 4 H x 4 W."""
+    sizes = clip_sizes(predictor.clip_model)
+    convolutions = []
+    for finer, number, channels in zip(
+        (2, 4), predictor.guidance_layers, predictor.config.upsample_dims, strict=True
+    ):
+        layer = sizes.layers[number - 1]
+        factor, rest = divmod(finer * layer.stride, sizes.patch_size)
+        if rest or not factor:
+            raise CATSegError(
+                f"Layer {number} of CLIP has a position every {layer.stride} pixels, too many to "
+                f"guide a map of one every {sizes.patch_size // finer}; name others in "
+                "CLIP_GUIDANCE_LAYERS."
+            )
+        convolutions.append(nn.ConvTranspose2d(layer.channels, channels, factor, factor))
+    return convolutions
 
 
 def _build_backbone(config: ModelConfig) -> SwinTransformer | ResNet:

@@ -60,8 +60,7 @@ class CATSegPredictor(nn.Module):
         self.embed_dim = sizes.embed_dim
         self.guidance_layers: tuple[int, ...] = ()
         if config.guidance == "clip":
-            layers = sizes.vision_layers
-            self.guidance_layers = config.guidance_layers or (layers // 3, 2 * layers // 3)
+            self.guidance_layers = config.guidance_layers or sizes.guidance_layers
             guidance_channels = (sizes.embed_dim, *config.upsample_dims)
         elif config.guidance != "backbone":
             raise CATSegError(f"guidance is {config.guidance!r}; expected 'backbone' or 'clip'.")

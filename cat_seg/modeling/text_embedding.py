@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from cat_seg.errors import CATSegError
 from cat_seg.modeling.chunks import gather_chunks
-from cat_seg.modeling.clip.text import encode_text, tokenize
+from cat_seg.modeling.clip.text import encode_text, text_traits, tokenize
 from cat_seg.utils.files import atomic_write, cache_folder
 from cat_seg.vocabulary import parse_vocabulary
 
@@ -145,7 +145,11 @@ def _embed(
         def features_of(some: list[list[str]]) -> Tensor:
             texts = [t.format(name) for of_class in some for name in of_class for t in templates]
             features = encode_text(
-                clip, tokenize(texts), batch_tokens=batch_size, recompute=recompute, progress=bar
+                clip,
+                tokenize(texts, clip),
+                batch_tokens=batch_size,
+                recompute=recompute,
+                progress=bar,
             )
             features = F.normalize(features, dim=-1).view(-1, len(templates), features.shape[-1])
             owner = [i for i, of_class in enumerate(some) for _ in of_class]
@@ -161,7 +165,7 @@ def _embed(
 def _cache_key(clip: open_clip.CLIP, names: list[list[str]], templates: Sequence[str]) -> str:
     """Digest of everything that the features depend on."""
     block = clip.transformer.resblocks[0]
-    tower = [type(block.mlp.gelu).__name__, block.attn.num_heads]
+    tower = [type(block.mlp.gelu).__name__, block.attn.num_heads, *text_traits(clip)]
     digest = hashlib.sha256(json.dumps([_FORMAT, tower, names, list(templates)]).encode())
     for name, tensor in clip.state_dict().items():
         if not name.startswith(("visual.", "logit_")):

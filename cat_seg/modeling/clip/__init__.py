@@ -3,6 +3,7 @@
 from cat_seg.modeling.clip.build import (
     ClipSizes,
     build_clip,
+    clip_normalization,
     clip_sizes,
     load_clip_weights,
     register_clip,
@@ -15,6 +16,7 @@ __all__ = [
     "ClipSizes",
     "DenseFeatures",
     "build_clip",
+    "clip_normalization",
     "clip_sizes",
     "encode_dense",
     "encode_dense_tokens",

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import open_clip
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.timm_model import TimmModel
 from torch import Tensor
 
 from cat_seg.errors import CATSegError
 from cat_seg.modeling.clip.finetune import fuse_projections, split_projections
-from cat_seg.modeling.clip.text import check_text_encoder
+from cat_seg.modeling.clip.text import set_tokenizer
+from cat_seg.modeling.clip.towers import Layer, layers_of, take_any_size
 from cat_seg.modeling.clip.vision import check_image_encoder
 from cat_seg.resources import project_file
 from cat_seg.trust.text import read_json
@@ -35,18 +37,35 @@ _PUBLISHED = {
 _registered: dict[str, dict[str, Any]] = {}
 # What OpenAI's archives hold besides weights.
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-_MARK = "visual.conv1.weight"  # a key that every CLIP with a ViT has
+_COUNTERS = "num_batches_tracked"  # of BatchNorm, which not every file has
+# What most CLIPs normalise RGB by, in 0..255.
+_MEAN, _STD = (122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.3231630)
 
 
 class ClipSizes(NamedTuple):
     """Sizes of a CLIP, read from the model."""
 
-    patch_size: int  # pixels
+    patch_size: int  # pixels of the image to one position of the dense features
     vision_width: int  # channels of the image encoder
     vision_layers: int
     embed_dim: int  # D, channels of dense features and text features
     text_width: int  # channels of the text encoder
     grid: tuple[int, int]  # rows and columns of patches at the image size it was built for
+    layers: tuple[Layer, ...]  # of the image encoder, shallowest first
+
+    @property
+    def guidance_layers(self) -> tuple[int, int]:
+        """The layers that guide if none are named, counted from 1: for the maps of 2 H and 4 H.
+
+        Those at one and two thirds of a ViT, as published; of an encoder whose maps shrink, the
+        last at half and at a quarter of the stride, whose maps have that resolution.
+        """
+        strides = [layer.stride for layer in self.layers]
+        if strides[0] == strides[-1]:
+            return self.vision_layers // 3, 2 * self.vision_layers // 3
+        half, quarter = strides[-1] // 2, strides[-1] // 4
+        last = {stride: i + 1 for i, stride in enumerate(strides)}
+        return last[half], last[quarter]
 
 
 def build_clip(
@@ -71,20 +90,22 @@ def build_clip(
         CATSegError: if the name is unknown, the architecture has no dense features, or the size
             does not fit.
     """
-    clip = open_clip.CLIP(**_model_config(name))
+    config = _model_config(name)
+    clip = open_clip.CLIP(**config)
     try:
         check_image_encoder(clip.visual)
-        check_text_encoder(clip)
     except CATSegError as error:
         raise CATSegError(f"CLIP {name!r} cannot be used: {error}") from error
-    if image_size is not None:
-        clip.visual.image_size = _pair(image_size)
+    set_tokenizer(clip, config["text_cfg"])
+    if isinstance(clip.visual, TimmModel):
+        take_any_size(clip.visual)
+    clip.visual.image_size = _pair(clip.visual.image_size if image_size is None else image_size)
     height, width = clip.visual.image_size
-    ph, pw = clip.visual.patch_size
-    if height % ph or width % pw:
+    patch = layers_of(clip.visual)[-1].stride
+    if height % patch or width % patch:
         raise CATSegError(
             f"CLIP {name!r} cannot see images of {height} x {width} pixels: expected multiples of "
-            f"its patch size {ph} x {pw}."
+            f"its patch size {patch} x {patch}."
         )
     if pretrained:
         load_clip_weights(clip, pretrained)
@@ -98,17 +119,40 @@ def register_clip(name: str, config: dict[str, Any]) -> None:
 
 def clip_sizes(clip: open_clip.CLIP) -> ClipSizes:
     """Read the sizes from a model of `build_clip`."""
-    visual = clip.visual
-    patch = visual.patch_size[0]
-    grid = (visual.image_size[0] // patch, visual.image_size[1] // visual.patch_size[1])
+    layers = layers_of(clip.visual)
+    patch = layers[-1].stride
+    height, width = clip.visual.image_size
+    projection, text_width = clip.text_projection, clip.token_embedding.embedding_dim
+    if projection is None:  # a text has as many features as the encoder has channels
+        embed_dim = text_width
+    else:
+        embed_dim = getattr(projection, "out_features", None) or projection.shape[1]
     return ClipSizes(
         patch_size=patch,
-        vision_width=visual.conv1.out_channels,
-        vision_layers=len(visual.transformer.resblocks),
-        embed_dim=visual.output_dim,
-        text_width=clip.token_embedding.embedding_dim,
-        grid=grid,
+        vision_width=layers[-1].channels,
+        vision_layers=len(layers),
+        embed_dim=embed_dim,
+        text_width=text_width,
+        grid=(height // patch, width // patch),
+        layers=layers,
     )
+
+
+def clip_normalization(name: str | dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of RGB in 0..255 by which a CLIP's weights see a picture.
+
+    Args:
+        name: see `build_clip`; with the tag of the weights, or the first that are published.
+    """
+    if isinstance(name, dict):
+        return _MEAN, _STD
+    architecture, tag = _architecture(name)
+    tags = list_pretrained_tags_by_model(architecture)
+    published = get_pretrained_cfg(architecture, tag or (tags[0] if tags else ""))
+    mean, std = published.get("mean"), published.get("std")
+    if not mean or not std or tuple(mean) == open_clip.OPENAI_DATASET_MEAN:
+        return _MEAN, _STD
+    return tuple(255 * value for value in mean), tuple(255 * value for value in std)
 
 
 def load_clip_weights(clip: open_clip.CLIP, source: str | Path) -> None:
@@ -124,8 +168,8 @@ def load_clip_weights(clip: open_clip.CLIP, source: str | Path) -> None:
         CATSegError: if there are no such weights, or they do not fit the model exactly.
     """
     file = _weight_file(str(source))
-    state = _clip_state(read_weights(file), file)
     expected = clip.state_dict()
+    state = _clip_state(read_weights(file), expected, file)
     split = any(key.endswith("q_proj_weight") for key in expected)
     state = split_projections(state) if split else fuse_projections(state)
     wrong = {
@@ -178,17 +222,11 @@ def _model_config(name: str | dict[str, Any]) -> dict[str, Any]:
             f"CLIP {str(name)[:80]!r}: expected a configuration of open_clip, with vision_cfg and "
             "text_cfg."
         )
-    if vision.get("timm_model_name"):
-        raise CATSegError(
-            f"CLIP {name!r} cannot be used: its image encoder is timm's "
-            f"{vision['timm_model_name']}; dense features need open_clip's own VisionTransformer. "
-            "Choose a ViT such as ViT-B-16, ViT-L-14-336, ViT-H-14 or ViT-bigG-14."
-        )
     if text.get("hf_model_name") or text.get("embed_cls"):
         raise CATSegError(
             f"CLIP {name!r} cannot be used: its text encoder is "
-            f"{text.get('hf_model_name') or 'that of CoCa'}; expected CLIP's own, with causal "
-            "attention and the feature of a text at its end token."
+            f"{text.get('hf_model_name') or 'that of CoCa'}; expected one of open_clip's own "
+            "without a class token (docs/encoders.md lists what can be used)."
         )
     # A "custom" text tower differs in the names of its parameters alone.
     return {key: value for key, value in config.items() if key != "custom_text"}
@@ -224,18 +262,22 @@ def _weight_file(source: str) -> Path:
     raise errors[0]
 
 
-def _clip_state(state: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+def _clip_state(
+    state: dict[str, Tensor], expected: dict[str, Tensor], file: Path
+) -> dict[str, Tensor]:
     """The CLIP in a state dict, whatever it is part of, by open_clip's names."""
-    prefixes = [k.removesuffix(_MARK) for k in state if k.endswith(_MARK)]
+    mark = next(key for key in expected if key.startswith("visual.") and key.endswith("weight"))
+    prefixes = [k.removesuffix(mark) for k in state if k.endswith(mark)]
     if len(prefixes) != 1:
         raise CATSegError(
-            f"{file} holds {len(prefixes)} CLIPs with a ViT; expected one key that ends in {_MARK} "
-            f"(by OpenAI's and open_clip's names). It begins with {_some(list(state))}."
+            f"{file} holds {len(prefixes)} CLIPs of this kind; expected one key that ends in "
+            f"{mark} (by OpenAI's and open_clip's names). It begins with {_some(list(state))}."
         )
     keys = {k: k.removeprefix(prefixes[0]) for k in state if k.startswith(prefixes[0])}
-    return {
+    clip = {
         new.removeprefix("text."): state[old] for old, new in keys.items() if new not in _NO_WEIGHTS
     }
+    return {k: v for k, v in expected.items() if k.endswith(_COUNTERS)} | clip
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

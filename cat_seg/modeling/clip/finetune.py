@@ -14,8 +14,9 @@ _FUSED = "in_proj_weight"
 
 # Names of the trained parameters, by CLIP_FINETUNE mode.
 _TRAINED = {
-    # 2023: attention and position embedding of the image encoder.
-    "attention": r"visual\.(transformer\.resblocks\.\d+\.attn\..*|positional_embedding)",
+    # 2023: attention and position embedding of the image encoder; of timm's ViTs likewise.
+    "attention": r"visual\.(transformer\.resblocks\.\d+\.attn\..*|positional_embedding"
+    r"|trunk\.blocks\.\d+\.attn\..*|trunk\.pos_embed)",
     # 2024: query and value projections of both encoders.
     "attention_qv": r"(visual\.)?transformer\.resblocks\.\d+\.attn\.[qv]_proj_weight",
     "full": r"(?!logit_scale|logit_bias).*",
@@ -47,8 +48,8 @@ def set_trainable(clip: nn.Module, mode: str, *, text: bool = True) -> None:
         parameter.requires_grad_(trained)
     if _TRAINED[mode] and not any(p.requires_grad for p in clip.parameters()):
         raise CATSegError(
-            f"CLIP_FINETUNE {mode!r} fits no parameter of this CLIP; 'attention_qv' needs split "
-            "attention weights (SPLIT_QKV)."
+            f"CLIP_FINETUNE {mode!r} fits no parameter of this CLIP; 'attention' needs an image "
+            "encoder of attention blocks, 'attention_qv' needs split attention weights (SPLIT_QKV)."
         )
 
 

@@ -1,4 +1,4 @@
-"""CLIP's text encoder, for many texts that begin alike.
+"""CLIP's text encoder, for many texts that begin alike; other text encoders text by text.
 
 N texts, L tokens of the longest, M distinct beginnings, C channels of the encoder, D embedding
 width.
@@ -12,10 +12,13 @@ beginning (a node of the prefix tree) once, and only attention sees texts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
 
 import open_clip
 import torch
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -26,24 +29,57 @@ from cat_seg.modeling.clip import blocks
 
 logger = logging.getLogger(__name__)
 
-CONTEXT_LENGTH = 77  # tokens
+_CONTEXT_LENGTH = 77  # tokens
 _VOCABULARY_SIZE = 49408
 # Linear layers see multiples of so many rows: oneDNN keeps what it builds for every size.
 _ROWS = 64
 
 
-def tokenize(texts: list[str]) -> Tensor:
-    """Texts to tokens (N, 77): start token, at most 75 tokens, end token, zeros."""
-    tokens = open_clip.tokenize(texts, CONTEXT_LENGTH)
+def set_tokenizer(clip: open_clip.CLIP, text_config: Mapping[str, Any]) -> None:
+    """Note on a model which tokenizer its text encoder has, for `tokenize`."""
+    name = text_config.get("hf_tokenizer_name") or ""
+    clip.tokenizer_settings = name, tuple(sorted(text_config.get("tokenizer_kwargs", {}).items()))
+
+
+def tokenize(texts: list[str], clip: open_clip.CLIP | None = None) -> Tensor:
+    """Texts to tokens (N, L).
+
+    Args:
+        texts: N of them.
+        clip: whose tokenizer and context length L are taken; None for those of OpenAI's CLIP: a
+            start token, at most 75 tokens, an end token, and zeros up to 77.
+
+    Raises:
+        CATSegError: if the model needs a tokenizer that is not here and cannot be fetched.
+    """
+    length = clip.context_length if clip is not None else _CONTEXT_LENGTH
+    name, settings = getattr(clip, "tokenizer_settings", ("", ()))
+    if name:
+        return _tokenizer(name, length, settings)(texts)
+    tokens = open_clip.tokenize(texts, length)
     full = tokens[:, -1].nonzero().flatten().tolist()
     if full:
         logger.warning(
             "%d texts may have been cut to %d tokens, such as %r.",
             len(full),
-            CONTEXT_LENGTH,
+            length,
             texts[full[0]],
         )
     return tokens
+
+
+@cache
+def _tokenizer(name: str, length: int, settings: tuple[tuple[str, Any], ...]) -> HFTokenizer:
+    """A tokenizer of the hub, made once."""
+    try:
+        return HFTokenizer(name, context_length=length, **dict(settings))
+    except ImportError as error:
+        raise CATSegError(
+            f"This CLIP's tokenizer {name!r} needs transformers: pip install transformers "
+            f"sentencepiece ({error})."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CATSegError(f"The tokenizer {name!r} cannot be had ({error}).") from error
 
 
 def encode_text(
@@ -58,7 +94,7 @@ def encode_text(
 
     Args:
         clip: the model; its text tower is used.
-        tokens: (N, 77), in any order, with repetitions; each text ends with the end token.
+        tokens: (N, L), in any order, with repetitions; see `tokenize`.
         batch_tokens: bounds memory: so many tokens at once (but at least one text).
         recompute: in training, trade time for memory: recompute a block's activations in the
             backward pass.
@@ -70,8 +106,13 @@ def encode_text(
     # Sorted, so that texts which begin alike are neighbours.
     texts, where = torch.unique(tokens.cpu(), dim=0, return_inverse=True)
     features = []
-    for batch in _batches(texts, texts.argmax(dim=1) + 1, batch_tokens):
-        features.append(_encode_sorted(clip, batch, recompute))
+    alike = _shares_beginnings(clip)
+    lengths = texts.argmax(dim=1) + 1 if alike else torch.full((len(texts),), texts.shape[1])
+    for batch in _batches(texts, lengths, batch_tokens):
+        if alike:
+            features.append(_encode_sorted(clip, batch, recompute))
+        else:
+            features.append(clip.encode_text(batch.to(clip.token_embedding.weight.device)))
         if progress is not None:
             progress.update(len(batch))
     if progress is not None:
@@ -79,29 +120,27 @@ def encode_text(
     return torch.cat(features)[where.to(features[0].device)]
 
 
-def check_text_encoder(clip: open_clip.CLIP) -> None:
-    """Raise a CATSegError that names what is missing if `encode_text` cannot run this encoder."""
-    if clip.attn_mask is None:
-        raise CATSegError(
-            "The text encoder has no causal mask, as in SigLIP and CLIPA; encode_text needs causal "
-            "attention and a text's feature at its end token. Choose a CLIP-style text tower."
-        )
-    if clip.text_pool_type != "argmax" or clip.text_projection is None:
-        raise CATSegError(
-            f"The text encoder pools by {clip.text_pool_type!r} or has no projection; expected the "
-            "feature at the end token ('argmax', the highest number) and a linear projection."
-        )
-    if clip.vocab_size != _VOCABULARY_SIZE or clip.context_length < CONTEXT_LENGTH:
-        raise CATSegError(
-            f"The text encoder has {clip.vocab_size} tokens and a context of "
-            f"{clip.context_length}; expected CLIP's own tokenizer, {_VOCABULARY_SIZE} tokens and "
-            f"a context of {CONTEXT_LENGTH}."
-        )
-    blocks.check_blocks(clip.transformer, "text")
+def text_traits(clip: open_clip.CLIP) -> list[object]:
+    """What features of a text depend on besides weights; nothing where all is as in CLIP."""
+    settings = getattr(clip, "tokenizer_settings", ("", ()))
+    if _shares_beginnings(clip) and not settings[0] and clip.context_length == _CONTEXT_LENGTH:
+        return []
+    return [clip.context_length, clip.text_pool_type, clip.attn_mask is not None, *settings]
+
+
+def _shares_beginnings(clip: open_clip.CLIP) -> bool:
+    """Whether texts that begin alike are alike up to there: causal attention, the end pooled."""
+    return (
+        clip.attn_mask is not None
+        and clip.text_pool_type == "argmax"  # the end token has the highest number
+        and clip.text_projection is not None
+        and clip.vocab_size == _VOCABULARY_SIZE
+        and all(type(b) is ResidualAttentionBlock for b in clip.transformer.resblocks)
+    )
 
 
 def _batches(texts: Tensor, lengths: Tensor, batch_tokens: int) -> Iterator[Tensor]:
-    """Cut texts (N, 77) into runs of n texts, as long as n * L stays within `batch_tokens`."""
+    """Cut texts (N, L) into runs of n texts, as long as n * L stays within `batch_tokens`."""
     start, longest = 0, 0
     for i, length in enumerate(lengths.tolist()):
         if i > start and (i + 1 - start) * max(longest, length) > batch_tokens:

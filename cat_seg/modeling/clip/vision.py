@@ -21,6 +21,7 @@ from cat_seg.errors import CATSegError
 from cat_seg.modeling.autocast import without_autocast
 from cat_seg.modeling.chunks import checkpointed
 from cat_seg.modeling.clip import blocks
+from cat_seg.modeling.clip.towers import check_tower, encode_tower
 
 
 class DenseFeatures(NamedTuple):
@@ -31,7 +32,7 @@ class DenseFeatures(NamedTuple):
 
 
 def encode_dense(
-    visual: VisionTransformer,
+    visual: nn.Module,
     image: Tensor,
     *,
     last_residual: str,
@@ -39,7 +40,24 @@ def encode_dense(
     prompts: Tensor | None = None,
     recompute: bool = False,
 ) -> DenseFeatures:
-    """Encode images position by position. Arguments as for `encode_dense_tokens`."""
+    """Encode images position by position.
+
+    Args:
+        visual: the image encoder; one that is no ViT of open_clip takes no prompts and recomputes
+            nothing, see `cat_seg.modeling.clip.towers`.
+        image, last_residual, intermediate_layers, prompts, recompute: see `encode_dense_tokens`.
+    """
+    if not isinstance(visual, VisionTransformer):
+        if prompts is not None:
+            raise CATSegError(
+                "Learned prompt tokens (PROMPT_DEPTH, PROMPT_LENGTH) need open_clip's "
+                f"VisionTransformer; this image encoder is a {type(visual).__name__}."
+            )
+        layers = intermediate_layers
+        final, found = encode_tower(
+            visual, image, last_residual=last_residual, intermediate_layers=layers
+        )
+        return DenseFeatures(final, found)
     tokens, intermediates = encode_dense_tokens(
         visual,
         image,
@@ -144,11 +162,7 @@ def resize_position_embedding(
 def check_image_encoder(visual: nn.Module) -> None:
     """Raise a CATSegError that names what is missing if `encode_dense` cannot run this encoder."""
     if not isinstance(visual, VisionTransformer):
-        raise CATSegError(
-            f"The image encoder is a {type(visual).__name__}; dense features need open_clip's "
-            "VisionTransformer, whose last block has a value path to keep. Choose a ViT such as "
-            "ViT-B-16, ViT-L-14-336, ViT-H-14 or ViT-bigG-14."
-        )
+        return check_tower(visual)
     if visual.attn_pool is not None or visual.proj is None:
         raise CATSegError(
             "The image encoder pools by attention or has no projection, so that its tokens are "

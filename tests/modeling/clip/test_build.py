@@ -32,7 +32,7 @@ from tests.modeling.clip.tiny import TINY, tiny_clip
 def test_sizes_are_read_from_the_model(name, image_size, sizes):
     with torch.device("meta"):
         clip = build_clip(name, image_size=image_size)
-        assert clip_sizes(clip) == sizes
+        assert clip_sizes(clip)[:6] == sizes
         image = torch.empty(2, 3, *clip.visual.image_size)
         dense = encode_dense(
             clip.visual, image, last_residual="class", intermediate_layers=[sizes[2] // 3]
@@ -62,12 +62,9 @@ def test_the_non_linearity_is_that_of_the_weights(name, quick_gelu):
     ("name", "message"),
     [
         ("ViT-B/61", "'ViT-B/61' is not a CLIP that is known here. Similar names: ViT-B/16"),
-        ("RN50", "image encoder is a ModifiedResNet"),
-        ("EVA02-L-14-336", "image encoder is timm's eva02_large_patch14_clip_336"),
-        ("ViT-B-16-SigLIP", "image encoder is timm's"),
         ("coca_ViT-B-32", "text encoder is that of CoCa"),
         ("roberta-ViT-B-32", "text encoder is roberta-base"),
-        ("ViT-L-14-CLIPA", "no causal mask, as in SigLIP and CLIPA"),
+        ("swin_base_patch4_window7_224", "windows are made for one size of image"),
     ],
 )
 def test_unsupported_architectures_say_what_is_missing(name, message):
@@ -148,7 +145,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     assert "1 unexpected (visual.transformer.resblocks.9.ln_1.bias)" in str(error.value)
     assert "visual.positional_embedding (5, 32), expected (17, 32)" in str(error.value)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="holds 0 CLIPs with a ViT"):
+    with pytest.raises(ValueError, match="holds 0 CLIPs of this kind"):
         load_clip_weights(clip, tmp_path / "other.safetensors")
 
 
