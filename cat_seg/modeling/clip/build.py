@@ -102,7 +102,7 @@ def build_clip(
     clip.visual.image_size = _pair(clip.visual.image_size if image_size is None else image_size)
     height, width = clip.visual.image_size
     patch = layers_of(clip.visual)[-1].stride
-    if height % patch or width % patch:
+    if image_size is not None and (height % patch or width % patch):
         raise CATSegError(
             f"CLIP {name!r} cannot see images of {height} x {width} pixels: expected multiples of "
             f"its patch size {patch} x {patch}."
