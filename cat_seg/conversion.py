@@ -144,7 +144,8 @@ def _from_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def holds_clip(state: Collection[str]) -> bool:
     """Tell whether a state dict, or its keys, bring CLIP's weights (then none need be fetched)."""
-    return any(key.endswith("visual.conv1.weight") for key in state)
+    # Of open_clip's own image encoders, and of timm's.
+    return any(key.endswith("visual.conv1.weight") or "visual.trunk." in key for key in state)
 
 
 def generation(state: Collection[str]) -> int | None:

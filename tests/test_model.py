@@ -288,3 +288,21 @@ def test_weights_that_overflow_are_told_and_label_nothing(
         found[0].fill_(1e38)
     with pytest.raises(CATSegError, match="hold NaN or infinity"):
         damaged.predict(scene, WORDS)
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        {"timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none", "image_size": 160},
+        {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 64},  # a ResNet
+    ],
+)
+def test_models_with_other_encoders_are_saved_and_predict_the_same(
+    vision: dict[str, object], model: CATSeg, scene: np.ndarray, tmp_path: Path
+):
+    assert isinstance(model.config.clip, dict)
+    config = replace(model.config, clip={**model.config.clip, "vision_cfg": vision})
+    other = CATSeg(config).eval()
+    again = CATSeg.from_pretrained(other.save_pretrained(tmp_path / "other"), "cpu")
+    expected, actual = (one.predict(scene, WORDS).scores for one in (other, again))
+    np.testing.assert_array_equal(actual, expected)
