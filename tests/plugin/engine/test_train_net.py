@@ -27,6 +27,10 @@ def _run(arguments: tuple[str, ...], output: Path) -> None:
     torch.set_num_threads(1)
     fork = partial(torch.multiprocessing.start_processes, start_method="fork")
     torch.multiprocessing.start_processes = fork  # which is fast, and knows the toy model
+    # Under nohup, or in the background of a script, signals come ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     sys.argv = ["train_net.py", *arguments]
     runpy.run_path(str(TRAIN_NET), run_name="__main__")
 
