@@ -10,7 +10,7 @@ between the layers and the last convolution stay float32 (the volume unless TEST
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -155,6 +155,30 @@ class AggregatorLayer(nn.Module):
         self.swin_block = swin_block
         self.attention = attention
 
+    def forward(
+        self,
+        x: Tensor,
+        appearance: Tensor | None,
+        words: Tensor | None,
+        *,
+        length: int = 1 << 30,
+        recompute: bool = False,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, H, W, C) -> the same shape, overwritten where no gradient is needed.
+
+        Args:
+            x: the volume, owned by the caller.
+            appearance: (B, H, W, .) guidance by images, or None.
+            words: (T, .) guidance by texts, or None.
+            length: classes in one chunk of what sees each class alone.
+            recompute: trade time for memory in training.
+            weights: (T,) how many classes each one stands for; None for itself alone.
+        """
+        spatial = partial(self.swin_block, guided=self.swin_block.guide(appearance))
+        x = map_chunks(spatial, x, dim=1, length=length, recompute=recompute)
+        return self.attention(x, words, recompute=recompute, weights=weights)
+
 
 class Aggregator(nn.Module):
     """The trained part of CAT-Seg on top of CLIP (`sem_seg_head.predictor.transformer`)."""
@@ -182,6 +206,10 @@ class Aggregator(nn.Module):
         class_chunk: int = 0,
         half_volume: bool = False,
         recompute: bool = False,
+        volumes: Sequence[tuple[int, int]] = (),
+        cost: Callable[[Tensor, Tensor], Tensor] = correlate,
+        layer: Callable[[], nn.Module] | None = None,
+        decoder: nn.Module | None = None,
     ) -> None:
         """
         Args:
@@ -197,7 +225,7 @@ class Aggregator(nn.Module):
             test_pooling: the same in evaluation mode; None for `pooling`.
             text_guidance_dim: of the projected text; 0 for no text guidance.
             guidance_in_dims: channels of the guidance maps, deepest first: one for the layers,
-                one for each decoder block.
+                one for each decoder block; () for no guidance by images.
             guidance_dim: of the projected deepest map; 0 for no guidance in the layers.
             decoder_dims: channels of each decoder block's result, multiples of 16.
             decoder_guidance_dims: channels of each block's projected guidance; 0 for none.
@@ -207,6 +235,13 @@ class Aggregator(nn.Module):
             class_chunk: classes in one chunk; 0 chooses for the device. Changes no result.
             half_volume: keep the volume in half precision between the layers, in inference.
             recompute: trade time for memory in training.
+            volumes: of each further cost volume the channels of its image features and of its text
+                features, which follow the first volume's D; 0 of text for the first's text.
+            cost: what makes a volume of image and text features, see `correlate`.
+            layer: makes a layer, to be called as an `AggregatorLayer` is; None for that.
+            decoder: in place of the two blocks and the head: (B, T, H, W, C) and the projected
+                guidance of 2 H x 2 W and of 4 H x 4 W, if there is any, -> (B, T, 4 H, 4 W). It
+                sees any chunk of the classes.
 
         Raises:
             CATSegError: for sizes that do not fit together.
@@ -216,6 +251,8 @@ class Aggregator(nn.Module):
             raise CATSegError(
                 f"HIDDEN_DIMS {hidden_dim} is not a multiple of NUM_HEADS {num_heads}."
             )
+        if not guidance_in_dims:
+            guidance_in_dims, guidance_dim, decoder_guidance_dims = (0, 0, 0), 0, (0, 0)
         if len(guidance_in_dims) != 1 + len(decoder_dims) or len(decoder_dims) != 2:
             raise CATSegError(
                 "Expected two decoder blocks (DECODER_DIMS) and three guidance maps, one for the "
@@ -227,12 +264,17 @@ class Aggregator(nn.Module):
         self.class_chunk = class_chunk
         self.half_volume = half_volume
         self.recompute = recompute
+        self.text_dim = text_dim
+        self.parts = _parts(text_dim, volumes)
+        self.cost = cost
         # Channels of the widest activation of one class at one position of the coarse map.
         self.widest = max(4 * hidden_dim, 16 * decoder_dims[-1], 4 * decoder_dims[0])
 
-        self.conv1 = nn.Conv2d(prompt_dim, hidden_dim, kernel_size=7, padding=3)
-        self.layers = nn.ModuleList(
-            AggregatorLayer(
+        channels = prompt_dim * len(self.parts)
+        self.conv1 = nn.Conv2d(channels, hidden_dim, kernel_size=7, padding=3)
+
+        def published_layer() -> AggregatorLayer:
+            return AggregatorLayer(
                 SpatialAggregation(
                     dim=hidden_dim,
                     guidance_dim=guidance_dim,
@@ -250,8 +292,9 @@ class Aggregator(nn.Module):
                     padding=class_padding,
                 ),
             )
-            for _ in range(num_layers)
-        )
+
+        make_layer = layer or published_layer
+        self.layers = nn.ModuleList(make_layer() for _ in range(num_layers))
         self.guidance_projection = _projection(guidance_in_dims[0], guidance_dim)
         self.text_guidance_projection = (
             nn.Sequential(Linear(text_dim, text_guidance_dim), nn.ReLU())
@@ -265,6 +308,10 @@ class Aggregator(nn.Module):
         self.decoder_guidance_projection = (
             None if None in projections else nn.ModuleList(p for p in projections if p)
         )
+        self.decoder = decoder
+        if decoder is not None:
+            self.widest = max(self.widest, getattr(decoder, "widest", 0))
+            return
         guides = decoder_guidance_dims if self.decoder_guidance_projection else (0, 0)
         self.decoder1 = DecoderBlock(
             in_dim=hidden_dim, out_dim=decoder_dims[0], guidance_dim=guides[0]
@@ -278,8 +325,8 @@ class Aggregator(nn.Module):
         """Compile the blocks that see every chunk (`nn.Module.compile`; copies are not)."""
         for layer in self.every_layer():
             layer.swin_block.compile()
-        self.decoder1.compile()
-        self.decoder2.compile()
+        for decoder in [self.decoder1, self.decoder2] if self.decoder is None else [self.decoder]:
+            decoder.compile()
 
     def kept_bytes(self, T: int, crops: int, batch: int) -> int:
         """Memory that grows with T: the volume of a batch of crops and the logits of all crops."""
@@ -290,7 +337,9 @@ class Aggregator(nn.Module):
     def streams(self, T: int, max_classes: int = 0) -> bool:
         """Whether `forward` can stream T classes: class attention is linear, and not pooled."""
         selects = 0 < (max_classes or self.max_classes) < T
-        return not selects and all(layer.attention.streams() for layer in self.every_layer())
+        published = all(type(layer) is AggregatorLayer for layer in self.layers)
+        linear = all(layer.attention.streams() for layer in self.every_layer())
+        return not selects and published and linear
 
     def forward(
         self,
@@ -302,17 +351,20 @@ class Aggregator(nn.Module):
         representatives: int = 0,
         *,
         stream: bool = False,
+        inside: list[Tensor] | None = None,
     ) -> list[ClassLogits] | list[StreamedLogits]:
         """Aggregate the cost volume of each image.
 
         Args:
-            features: (B, D, H, W) dense image features.
-            text: (T, P, D) text features.
-            guidance: feature maps, deepest first: (B, ., H, W), (B, ., 2 H, 2 W), (B, ., 4 H, 4 W)
+            features: (B, D, H, W) dense image features, and behind them those of more volumes.
+            text: (T, P, D) text features, likewise.
+            guidance: feature maps, deepest first: (B, ., H, W), (B, ., 2 H, 2 W), (B, ., 4 H, 4 W);
+                none without guidance.
             batch: images whose volumes exist at a time; 0 for all of them.
             max_classes: at most so many classes of an image get maps; 0 for the model's own rule.
             representatives: classes that stand for the rest in class attention; 0 for none.
             stream: keep no volume and no logits, see `StreamedLogits`; where `streams` allows.
+            inside: in training, the volume after each layer is appended to it, for losses.
 
         Returns:
             B of `ClassLogits`, of (T, 4 H, 4 W), or (max_classes, 4 H, 4 W) if that is less.
@@ -320,13 +372,15 @@ class Aggregator(nn.Module):
         Raises:
             CATSegError: if the guidance has another size than the grid.
         """
-        if features.shape[-2:] != self.grid or guidance[0].shape[-2:] != self.grid:
+        guide = guidance[0] if guidance else features
+        if features.shape[-2:] != self.grid or guide.shape[-2:] != self.grid:
             raise CATSegError(
                 f"Image features of {tuple(features.shape[-2:])} and guidance of "
-                f"{tuple(guidance[0].shape[-2:])} positions; FEATURE_RESOLUTION asks for "
+                f"{tuple(guide.shape[-2:])} positions; FEATURE_RESOLUTION asks for "
                 f"{self.grid} of both."
             )
-        features = F.normalize(rearrange(features, "B D H W -> B H W D").float(), dim=-1)
+        features = rearrange(features, "B D H W -> B H W D").float()
+        features = _joined([F.normalize(features[..., some], dim=-1) for some, _ in self.parts])
         B = len(features)
         count = max_classes or self.max_classes
         select = 0 < count < len(text)
@@ -349,11 +403,13 @@ class Aggregator(nn.Module):
             some, chosen, kept = slice(start, start + batch), None, None
             if select:
                 with torch.no_grad():
+                    first = features[start, ..., : self.text_dim]
                     if clusters is not None and means is not None:
-                        kept = represent(features[start], means, count, clusters)
+                        kept = represent(first, means, count, clusters)
                     else:
                         length = self.chunk(1, features.device)
-                        found = most_similar_classes(features[start], text, count, length)
+                        one = text[..., : self.text_dim]
+                        found = most_similar_classes(first, one, count, length)
                         kept = Selection(found, found[:0], None)
                 chosen = torch.cat([kept.classes, kept.others])
             volume, maps = self.aggregate(
@@ -364,6 +420,7 @@ class Aggregator(nn.Module):
                 volume if volume is None or chosen is None else volume[:, : len(chosen)],
                 overwrite=start + batch >= B,
                 kept=kept,
+                inside=inside,
             )
             classes = None if kept is None else kept.classes
             logits += [ClassLogits(m, classes) for m in maps]
@@ -379,6 +436,7 @@ class Aggregator(nn.Module):
         *,
         overwrite: bool,
         kept: Selection | None = None,
+        inside: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The logits of B images.
 
@@ -392,6 +450,7 @@ class Aggregator(nn.Module):
                 follow.
             kept: what the classes stand for, and how many of them, the first, get maps; None for
                 themselves, and all.
+            inside: see `forward`.
 
         Returns:
             The volume, its contents lost, and (B, T, 4 H, 4 W).
@@ -401,17 +460,18 @@ class Aggregator(nn.Module):
         chunks = (self.embed(features, t) for t in split(text, length))
         memory = None if volume is None else volume[: features.shape[0]]
         x = gather_chunks(chunks, text.shape[0], memory)
-        for layer in self.every_layer():
-            guided = layer.swin_block.guide(appearance)
-            spatial = partial(layer.swin_block, guided=guided)
-            x = map_chunks(spatial, x, dim=1, length=length, recompute=self.recompute)
-            weights = kept.weights if kept is not None else None
-            x = layer.attention(x, words, recompute=self.recompute, weights=weights)
+        weights = kept.weights if kept is not None else None
+        for layer in self.layers:
+            x = layer(
+                x, appearance, words, length=length, recompute=self.recompute, weights=weights
+            )
+            if inside is not None:
+                inside.append(x)
         shown = x if kept is None else x[:, : len(kept.classes)]
         return x, self.decode(shown, guidance[1:], length, overwrite=overwrite)
 
     def every_layer(self) -> list[AggregatorLayer]:
-        """The layers, in their order."""
+        """The published layers, in their order; none of another kind."""
         return [layer for layer in self.layers if isinstance(layer, AggregatorLayer)]
 
     def project_appearance(self, guidance: Sequence[Tensor]) -> Tensor | None:
@@ -429,12 +489,15 @@ class Aggregator(nn.Module):
 
     def _mean_text(self, text: Tensor) -> Tensor:
         """The mean of each class's templates, of unit length: (T, P, D) -> (T, D)."""
+        text = text[..., : self.text_dim]
         means = [unit_length(t).mean(dim=1) for t in split(text, self.chunk(1, text.device))]
         return F.normalize(torch.cat(means), dim=-1)
 
     def embed(self, features: Tensor, text: Tensor) -> Tensor:
         """Correlation and first convolution: (B, H, W, D), (T, P, D) -> (B, T, H, W, C)."""
-        cost = correlate(features, unit_length(text))  # (B, T, H, W, P)
+        cost = _joined(
+            [self.cost(features[..., f], unit_length(text[..., t])) for f, t in self.parts]
+        )  # (B, T, H, W, P)
         # Permuted, and not rearranged: a map of one channel is channels-last by its strides alone.
         cost = rearrange(cost, "B T H W P -> (B T) H W P").permute(0, 3, 1, 2)
         x = self.conv1(cost)
@@ -450,14 +513,7 @@ class Aggregator(nn.Module):
         maps: list[Tensor | None] = [None, None]
         if self.decoder_guidance_projection is not None:
             maps = [p(g) for p, g in zip(self.decoder_guidance_projection, guidance, strict=True)]
-        first = self.decoder1.guide(maps[0], (2 * H, 2 * W)), self.decoder1.kernel()
-        second = self.decoder2.guide(maps[1], (4 * H, 4 * W)), self.decoder2.kernel()
-
-        def chunk(x: Tensor) -> Tensor:
-            y = rearrange(x.float(), "B T H W C -> (B T) H W C").permute(0, 3, 1, 2)
-            y = self.decoder2.logits(self.decoder1(y, *first), *second, self.head)
-            return rearrange(y, "(B T) 1 h w -> B T h w", B=x.shape[0])
-
+        chunk = self._decoder_of(maps, (H, W))
         chunks = split(x, length, dim=1)
         if not may_overwrite():
             recompute = self.recompute
@@ -472,6 +528,23 @@ class Aggregator(nn.Module):
             logits[:, start : start + length] = chunk(p)
         return logits
 
+    def _decoder_of(
+        self, maps: Sequence[Tensor | None], grid: tuple[int, int]
+    ) -> Callable[[Tensor], Tensor]:
+        """What decodes a chunk of classes, by projected guidance: -> (B, T, 4 H, 4 W)."""
+        if self.decoder is not None:
+            return partial(self.decoder, guidance=maps)
+        H, W = grid
+        first = self.decoder1.guide(maps[0], (2 * H, 2 * W)), self.decoder1.kernel()
+        second = self.decoder2.guide(maps[1], (4 * H, 4 * W)), self.decoder2.kernel()
+
+        def decode(x: Tensor) -> Tensor:
+            y = rearrange(x.float(), "B T H W C -> (B T) H W C").permute(0, 3, 1, 2)
+            y = self.decoder2.logits(self.decoder1(y, *first), *second, self.head)
+            return rearrange(y, "(B T) 1 h w -> B T h w", B=x.shape[0])
+
+        return decode
+
     def chunk(self, B: int, device: torch.device) -> int:
         """How many classes of B images make a chunk."""
         if self.class_chunk > 0:
@@ -485,3 +558,19 @@ def _projection(in_dim: int, out_dim: int) -> nn.Sequential | None:
     if out_dim == 0:
         return None
     return nn.Sequential(nn.Conv2d(in_dim, out_dim, kernel_size=3, padding=1), nn.ReLU())
+
+
+def _parts(text_dim: int, volumes: Sequence[tuple[int, int]]) -> list[tuple[slice, slice]]:
+    """The channels of image and text features that make each volume."""
+    parts = [(slice(0, text_dim), slice(0, text_dim))]
+    image_end = text_end = text_dim
+    for image, text in volumes:
+        own = slice(text_end, text_end + text) if text else parts[0][1]
+        parts.append((slice(image_end, image_end + image), own))
+        image_end, text_end = image_end + image, text_end + text
+    return parts
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """Concatenated along the last dimension; no copy of a single one."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=-1)
