@@ -9,6 +9,7 @@ import logging
 import os
 import stat
 import struct
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from cat_seg.errors import CATSegError, MissingPackageError
 
@@ -36,6 +37,9 @@ MAX_PIXELS = 200_000_000
 _FORMATS = "JPEG PNG GIF BMP TIFF WEBP JPEG2000 AVIF PPM DIB TGA".split()
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _STRIP = 1 << 24  # pixels that are converted at a time; bounds memory
+_lock = threading.Lock()
+_readers = 0  # threads that are in `_whole_files`
+_flag = False  # Pillow's, as it was before them
 _URL_BYTES = 1 << 28  # of a download
 _URL_SECONDS = 60.0
 _EXPECTED = (
@@ -242,7 +246,7 @@ def _decode(file: BinaryIO, name: str, max_pixels: int | None) -> np.ndarray:
 @contextlib.contextmanager
 def _opened(file: BinaryIO, name: str, max_pixels: int | None) -> Iterator[Image.Image]:
     try:
-        with _open(file, name) as image:
+        with _whole_files(), _open(file, name) as image:
             _check_size(image, name, max_pixels)
             yield image
     except CATSegError:
@@ -250,6 +254,24 @@ def _opened(file: BinaryIO, name: str, max_pixels: int | None) -> Iterator[Image
     # Pillow's decoders report damage by whatever exception they run into.
     except Exception as error:
         raise CATSegError(f"{name} cannot be read, it may be damaged: {error}") from error
+
+
+@contextlib.contextmanager
+def _whole_files() -> Iterator[None]:
+    """Let Pillow refuse truncated files, which a package may have allowed in the whole process."""
+    global _readers, _flag
+    with _lock:
+        if not _readers:
+            _flag = ImageFile.LOAD_TRUNCATED_IMAGES
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        _readers += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _readers -= 1
+            if not _readers:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _flag
 
 
 def _open(file: BinaryIO, name: str) -> Image.Image:

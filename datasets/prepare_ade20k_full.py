@@ -13,6 +13,7 @@ from PIL import Image
 from preparation import LabelTable, Summary, Work, main, needed, run, split_folders
 
 from cat_seg.class_lists import label_ids
+from cat_seg.images import open_image
 from cat_seg.label_maps import write_label_map
 from cat_seg.trust.weights import read_file
 from cat_seg.utils.files import atomic_write
@@ -53,9 +54,9 @@ def read_index(path: Path) -> list[tuple[str, str]]:
 
 def convert(source: Path, image_file: Path, label_file: Path) -> None:
     """Write one image and its label map."""
-    with Image.open(source) as opened:
+    with open_image(source) as opened:
         pixels = np.asarray(opened)
-    with Image.open(source.with_name(f"{source.stem}_seg.png")) as opened:
+    with open_image(source.with_name(f"{source.stem}_seg.png")) as opened:
         codes = np.asarray(opened)
     if codes.ndim != 3 or codes.shape[:2] != pixels.shape[:2]:
         raise ValueError(f"image is {pixels.shape}, segmentation {codes.shape}; expected RGB codes")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from cat_seg.errors import CATSegError
 from cat_seg.images import MAX_PIXELS, find_images, find_inputs, read, read_image
@@ -117,7 +117,9 @@ def test_first_frame_of_an_animation(tmp_path: Path):
     assert (read_image(tmp_path / "a.gif") == RED).all()
 
 
-def test_damaged_files_are_named(tmp_path: Path, picture):
+@pytest.mark.parametrize("allowed", [False, True], ids=["", "truncated files allowed by others"])
+def test_damaged_files_are_named(tmp_path: Path, picture, allowed, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed)
     picture.resize((64, 64)).save(tmp_path / "whole.jpg")
     data = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "truncated.jpg").write_bytes(data[: len(data) // 2])
@@ -128,6 +130,7 @@ def test_damaged_files_are_named(tmp_path: Path, picture):
             read_image(tmp_path / name)
     with pytest.raises(ValueError, match="is a folder"):
         read_image(tmp_path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES == allowed
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch):

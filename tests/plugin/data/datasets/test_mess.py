@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
+from PIL import Image, ImageFile
 
 from cat_seg.plugin.data.datasets.registered import MESS, adopt
 from cat_seg.plugin.evaluation import SegmentationEvaluator
@@ -156,6 +156,7 @@ def test_figures_equal_those_of_the_toolkit(name, tmp_path, monkeypatch):
         pytest.skip("DETECTRON2_DATASETS is set")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # the toolkit sets it
     prepare(name, Path("datasets"))
     adopt(name)
     records = DatasetCatalog.get(name)
