@@ -165,9 +165,7 @@ def run_facts(cfg: CfgNode, names: Sequence[str]) -> dict[str, Any]:
     if clip and "://" not in clip:
         with suppress(CATSegError):  # it is not there, and not needed if the weights hold CLIP
             facts["clip weights"] = digest(local_weights(clip))
-    words = {
-        f"words of {name}": digest_of(list(MetadataCatalog.get(name).vocabulary)) for name in names
-    }
+    words = {f"words of {name}": list(MetadataCatalog.get(name).vocabulary) for name in names}
     return facts | words
 
 
@@ -196,7 +194,7 @@ def evaluate(
     words = f"words of {name}"
     own = {k: v for k, v in facts.items() if not k.startswith("words of ") or k == words}
     settings_alone = {key: value for key, value in own.items() if key.partition(".")[0].isupper()}
-    sources = {"words": own.get(words, ""), "settings": digest_of(settings_alone)}
+    sources = {"words": digest_of(own.get(words, [])), "settings": digest_of(settings_alone)}
     sources |= {key: own[key] for key in ("weights", "clip weights") if key in own}
     todo = evaluator.resume(digest_of(own), sources)
     logger.info("%s: %d images to do", name, len(todo))

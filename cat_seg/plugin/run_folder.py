@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from cat_seg.utils.files import LOCK, atomic_write, digest
 logger = logging.getLogger(__name__)
 
 _SHOWN = 8  # differences in a message
+_SHOWN_WORDS = 20  # of those that one list has and another lacks
 # What decides where and how fast a run is, and nothing of its result.
 _WITHOUT_EFFECT = (
     *("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.SEM_SEG_HEAD.CLIP_WEIGHTS"),
@@ -97,13 +99,13 @@ class RunFolder:
     def differences(self, facts: Mapping[str, Any]) -> list[str]:
         """Say in what the run that is recorded differs from another: "KEY: old -> new" each.
 
-        A fact that only one of the two has is compared if it is a setting, and else left alone.
+        Of lists of words what is gone and what is new: "KEY: - 'couch', + 'sofa'". A fact that only one of the two has is compared if it is a setting, and else left alone.
         """
         before = self.facts or {}
         keys = [k for k in {**before, **facts} if k in before and k in facts]
         keys += [k for k in before.keys() ^ facts.keys() if k.partition(".")[0].isupper()]
         return [
-            f"{key}: {_short(before.get(key))} -> {_short(facts.get(key))}"
+            f"{key}: {_change(before.get(key), facts.get(key))}"
             for key in sorted(keys)
             if before.get(key) != facts.get(key)
         ]
@@ -177,6 +179,22 @@ def refuse(folder: Path, differences: list[str], advice: str) -> None:
             f"OUTPUT_DIR {folder} holds another run: {'; '.join([*differences[:_SHOWN], *more])}. "
             f"{advice}"
         )
+
+
+def _change(old: Any, new: Any) -> str:
+    if not (_is_words(old) and _is_words(new)):
+        return f"{_short(old)} -> {_short(new)}"
+    gone, added = Counter(old) - Counter(new), Counter(new) - Counter(old)
+    changes = []
+    for sign, words in (("-", list(gone)), ("+", list(added))):
+        changes += [f"{sign} {word!r:.80}" for word in words[:_SHOWN_WORDS]]
+        if len(words) > _SHOWN_WORDS:
+            changes.append(f"{sign} {len(words) - _SHOWN_WORDS} more")
+    return ", ".join(changes) or "the same in another order"
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog
 
 from cat_seg.errors import CATSegError
 from cat_seg.plugin.checkpointer import local_weights
-from cat_seg.plugin.data.vocabulary import vocabulary_of
+from cat_seg.plugin.data.vocabulary import training_vocabulary
 from cat_seg.plugin.run_folder import RunFolder, digest_of, refuse, settings
 from cat_seg.utils.files import digest
 
@@ -25,7 +25,7 @@ def training_facts(cfg: CfgNode) -> dict[str, Any]:
     if cfg.MODEL.WEIGHTS:
         facts["weights"] = digest(local_weights(cfg.MODEL.WEIGHTS))
     names = list(cfg.DATASETS.TRAIN)
-    facts["words"] = digest_of(vocabulary_of(cfg.MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON, names))
+    facts["words"] = training_vocabulary(cfg.MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON, names).names
     files = []
     for name in names:
         for record in DatasetCatalog.get(name):

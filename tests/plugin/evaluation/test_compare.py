@@ -15,6 +15,7 @@ from cat_seg.label_rules import LabelRule
 from cat_seg.plugin.evaluation.compare import overlay, write_comparison
 from cat_seg.plugin.evaluation.metrics import confusion_matrix
 from cat_seg.plugin.evaluation.result import EvaluationResult, save_result
+from cat_seg.plugin.run_folder import RunFolder
 
 NAMES = ["sky", "</script><b>cat</b>", "nowhere"]
 TRUTH = np.array([[0, 0, 1, 1], [0, 0, 1, 9]])  # 9 is ignored
@@ -81,9 +82,13 @@ def test_one_evaluation_alone_shows_what_is_wrong(tmp_path):
 
 
 def test_runs_in_other_words_are_compared_and_in_other_classes_are_not(tmp_path):
-    runs = write_runs(tmp_path, (NAMES, ["heaven", *NAMES[1:]]))
+    words = (NAMES, ["heaven", *NAMES[1:]])
+    runs = write_runs(tmp_path, words)
+    for run, names in zip(runs, words, strict=True):
+        RunFolder(run, "evaluation").begin({"words of own": names}, keep=False)
     write_comparison(tmp_path / "page.html", runs)
-    assert "sky / heaven" in (tmp_path / "page.html").read_text("utf-8")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "sky / heaven" in page and "words of own: - &#39;sky&#39;, + &#39;heaven&#39;" in page
 
     results = runs[1] / "inference/own/results.json"
     contents = json.loads(results.read_text())
