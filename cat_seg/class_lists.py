@@ -9,7 +9,8 @@ from cat_seg.resources import resource
 
 # Names of the class lists that ship, as `Vocabulary.read` takes them.
 PUBLISHED = (
-    *("ade150", "ade847", "cityscapes", "coco", "pc59", "pc459", "voc20", "voc20b"),
+    *("ade150", "ade847", "coco", "pc59", "pc459", "voc20", "voc20b"),
+    *("cityscapes", "mapillary", "pascal_part_116", "ade_part_234"),
     *("synthetic", "synthetic_seen"),
 )
 

@@ -31,6 +31,7 @@ from cat_seg.errors import CATSegError
 from cat_seg.plugin.checkpointer import CATSegCheckpointer, local_weights
 from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, SPLITS
 from cat_seg.plugin.data.datasets.registered import adopt, import_plugin, mess_datasets
+from cat_seg.plugin.data.datasets.rows import ROWS
 from cat_seg.plugin.data.evaluation_mapper import EvaluationMapper
 from cat_seg.plugin.engine import launch, load_config, set_up
 from cat_seg.plugin.engine.checks import check_settings
@@ -131,7 +132,7 @@ def chosen_datasets(cfg: CfgNode, asked: str = "") -> list[str]:
             names = [name for name in names if name != "mess"] + mess_datasets()
         for name in names:
             if name not in DatasetCatalog.list():
-                known = ", ".join([*BENCHMARKS, "mess", *own])
+                known = ", ".join([*BENCHMARKS, *ROWS, "mess", *own])
                 raise CATSegError(
                     f"--benchmark: {name!r} is unknown; expected one or several of {known}, "
                     "separated by commas, or a name that a --plugin registers."
@@ -266,8 +267,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--benchmarks",
         default="",
         metavar="NAME",
-        help=f"evaluate on these, separated by commas: {', '.join(BENCHMARKS)}, mess, or your own "
-        "data; all that are there if left out",
+        help="evaluate on these, separated by commas: "
+        f"{', '.join([*BENCHMARKS, *ROWS])}, mess, or your own data; if left out, your own in "
+        f"DATASETS.TEST, and of {', '.join(BENCHMARKS)} all that are there",
     )
     parser.add_argument(
         "--limit", type=int, default=0, metavar="N", help="a quick look at N images of each"

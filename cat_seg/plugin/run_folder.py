@@ -99,7 +99,8 @@ class RunFolder:
     def differences(self, facts: Mapping[str, Any]) -> list[str]:
         """Say in what the run that is recorded differs from another: "KEY: old -> new" each.
 
-        Of lists of words what is gone and what is new: "KEY: - 'couch', + 'sofa'". A fact that only one of the two has is compared if it is a setting, and else left alone.
+        Of lists of words what is gone and what is new: "KEY: - 'couch', + 'sofa'". A fact that only
+        one of the two has is compared if it is a setting, and else left alone.
         """
         before = self.facts or {}
         keys = [k for k in {**before, **facts} if k in before and k in facts]

@@ -126,7 +126,7 @@ def benchmark_splits(names: str) -> tuple[str, ...]:
     """Look up benchmarks by their short names.
 
     Args:
-        names: Keys of `BENCHMARKS`, separated by commas, such as "ade150,pc59".
+        names: Keys of `BENCHMARKS` or registered names, separated by commas, such as "ade150,pc59".
 
     Returns:
         The registered names, for DATASETS.TEST.
@@ -136,12 +136,12 @@ def benchmark_splits(names: str) -> tuple[str, ...]:
     """
     keys = [name.strip() for name in names.split(",")]
     for key in keys:
-        if key not in BENCHMARKS:
+        if key not in BENCHMARKS and key not in DatasetCatalog.list():
             raise CATSegError(
                 f"--benchmark: {key!r} is unknown; expected one or several of "
-                f"{', '.join(BENCHMARKS)}, separated by commas."
+                f"{', '.join(BENCHMARKS)}, or of registered names, separated by commas."
             )
-    return tuple(BENCHMARKS[key] for key in keys)
+    return tuple(BENCHMARKS.get(key, key) for key in keys)
 
 
 def dataset_root() -> Path:

@@ -47,6 +47,7 @@ class FolderData:
         image_suffix, label_suffix: see `match_files`.
         split: a file of names, or None for all that are there.
         unlabelled: one of `UNLABELLED`.
+        origin: what its folders are, for messages.
     """
 
     name: str
@@ -58,6 +59,10 @@ class FolderData:
     label_suffix: str = ""
     split: Path | None = None
     unlabelled: str = UNLABELLED[0]
+    origin: str = (
+        "that is {key} of its entry in DATASETS.FOLDERS, where a relative path starts at the "
+        "working directory, or at the folder of the YAML"
+    )
 
     @classmethod
     def parse(cls, entry: Any, base: Path | None = None) -> FolderData:
@@ -116,11 +121,8 @@ class FolderData:
         """
         for key, folder in (("IMAGES", self.images), ("LABELS", self.labels)):
             if not folder.is_dir():
-                raise CATSegError(
-                    f"{self.name}: no folder {folder.absolute()}; that is {key} of its entry in "
-                    "DATASETS.FOLDERS, where a relative path starts at the working directory, or "
-                    "at the folder of the YAML."
-                )
+                origin = self.origin.format(key=key)
+                raise CATSegError(f"{self.name}: no folder {folder.absolute()}; {origin}.")
         found = match_files(
             self.images,
             self.labels,
