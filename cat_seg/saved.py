@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 
 from cat_seg.certificate import Certificate
-from cat_seg.conversion import describe, published_name
+from cat_seg.conversion import CLIP, describe, published_name
 from cat_seg.errors import CATSegError
 from cat_seg.hub import Source
 from cat_seg.loading import load_state
 from cat_seg.model_config import ModelConfig, published_config
 from cat_seg.trust.text import read_json
-from cat_seg.trust.weights import read_weights
+from cat_seg.trust.weights import read_weights, without_zero_rows
 from cat_seg.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -88,8 +88,9 @@ def load_checkpoint(build: Callable[[ModelConfig], CATSeg], source: Source) -> C
 
 
 def save_weights(model: CATSeg, folder: Path) -> None:
-    """Write model.safetensors."""
+    """Write model.safetensors; of the token table, the rows that are not zero where few are."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = without_zero_rows(state, CLIP + "token_embedding.weight")
     with atomic_write(folder / WEIGHTS) as part:
         save_file(state, part, {"format": "pt"})
 

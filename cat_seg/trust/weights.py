@@ -33,6 +33,10 @@ _WRAPPERS = (
 )
 # What DistributedDataParallel and Lightning put before every name; torch.compile's is _orig_mod.
 _PREFIXES = ("module.", "model.")
+# Of a table most of whose rows are zero, the others are stored: beside NAME, which has these,
+# NAME.rows has their indices, and last the number of all rows (at most so many are believed).
+_ROWS = ".rows"
+_MOST_ROWS = 1 << 20
 # First pickle of a file written by torch.save before torch 1.6.
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LOCAL_HEADER = 30  # bytes of a zip's header of a record, before its name
@@ -74,7 +78,36 @@ def find_tensors(content: Any) -> dict[str, Tensor]:
         )
     if wrong := next((name for name in state if not name.isprintable()), None):
         raise CATSegError(f"damaged: a tensor has the name {wrong!a}")
-    return _without_prefixes(state)
+    return _with_zero_rows(_without_prefixes(state))
+
+
+def without_zero_rows(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Store a table by its rows that are not zero, where these are the fewer: see `_ROWS`.
+
+    `read_weights` gives the whole table back.
+    """
+    table = state[name]
+    used = table.any(dim=1).nonzero()[:, 0]
+    if 2 * len(used) > len(table) or len(table) > _MOST_ROWS:
+        return dict(state)
+    rows = torch.cat([used, used.new_tensor([len(table)])]).int()
+    return {**state, name: table[used], name + _ROWS: rows}
+
+
+def _with_zero_rows(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Fill up the tables of which `without_zero_rows` stored a few rows."""
+    for key in [key for key in state if key.endswith(_ROWS)]:
+        name, indices = key.removesuffix(_ROWS), state[key]
+        if name not in state or indices.dtype != torch.int32 or indices.dim() != 1:
+            continue
+        some, ascending = state[name], bool((indices.diff() > 0).all())
+        fits = some.dim() == 2 and len(indices) == len(some) + 1 and int(indices[0]) >= 0
+        if not fits or not ascending or int(indices[-1]) > _MOST_ROWS:
+            raise CATSegError(f"damaged: {key} does not say where the rows of {name} belong")
+        state[name] = some.new_zeros(int(indices[-1]), some.shape[1])
+        state[name][indices[:-1].long()] = some
+        del state[key]
+    return state
 
 
 def read_file(path: str | Path) -> Any:

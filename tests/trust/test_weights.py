@@ -14,7 +14,13 @@ import torch
 from torch import nn
 
 from cat_seg.errors import CATSegError
-from cat_seg.trust.weights import check_weights, find_tensors, read_file, read_weights
+from cat_seg.trust.weights import (
+    check_weights,
+    find_tensors,
+    read_file,
+    read_weights,
+    without_zero_rows,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, its files are not
 
@@ -439,3 +445,22 @@ def test_values_are_checked_before_a_model_takes_them():
     for dtype in (torch.int64, torch.bool, torch.uint8):
         with pytest.raises(CATSegError, match=r"not of a floating type \(w\)"):
             check_weights({**model, "w": torch.ones(2).to(dtype)}, model)
+
+
+def test_a_table_of_few_rows_is_stored_by_them(tmp_path):
+    table = torch.zeros(100, 3)
+    table[[2, 7, 99]] = torch.arange(1.0, 10).view(3, 3)
+    state = {"text.table": table, "other": torch.ones(2)}
+    stored = without_zero_rows(state, "text.table")
+    assert stored["text.table"].shape == (3, 3)
+    safetensors.torch.save_file(stored, tmp_path / "few")
+    check(read_weights(tmp_path / "few"), state)
+    full = {"text.table": torch.ones(4, 3)}
+    check(without_zero_rows(full, "text.table"), full)
+
+
+@pytest.mark.parametrize("rows", [[5, 2, 99], [-1, 2, 99], [2, 99], [1, 2, 1 << 30], [1, 2, 2]])
+def test_rows_that_belong_nowhere_are_refused(rows):
+    state = {"table": torch.ones(2, 3), "table.rows": torch.tensor(rows, dtype=torch.int32)}
+    with pytest.raises(CATSegError, match="does not say where the rows of table belong"):
+        find_tensors(state)

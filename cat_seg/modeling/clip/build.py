@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cat_seg.errors import CATSegError
 from cat_seg.modeling.clip.finetune import fuse_projections, split_projections
+from cat_seg.modeling.clip.stem import ConvStem
 from cat_seg.modeling.clip.text import set_tokenizer
 from cat_seg.modeling.clip.towers import Layer, layers_of, take_any_size
 from cat_seg.modeling.clip.vision import check_image_encoder
@@ -91,7 +92,12 @@ def build_clip(
             does not fit.
     """
     config = _model_config(name)
-    clip = open_clip.CLIP(**config)
+    vision = dict(config["vision_cfg"])
+    stem = vision.pop("stem", None)
+    clip = open_clip.CLIP(**config | {"vision_cfg": vision})
+    if stem:
+        visual = clip.visual
+        visual.conv1 = ConvStem(stem, visual.conv1.out_channels, visual.patch_size[0])
     try:
         check_image_encoder(clip.visual)
     except CATSegError as error:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from cat_seg.errors import CATSegError
 from cat_seg.modeling.autocast import without_autocast
+from cat_seg.modeling.clip.stem import ConvStem
 
 
 class Layer(NamedTuple):
@@ -44,8 +45,10 @@ def layers_of(visual: Any) -> tuple[Layer, ...]:
         stages = (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
         return tuple(Layer(s[-1].bn3.num_features, 4 * 2**i) for i, s in enumerate(stages))
     if isinstance(visual, VisionTransformer):
+        stem = visual.conv1.widths if isinstance(visual.conv1, ConvStem) else ()
         layer = Layer(visual.conv1.out_channels, visual.patch_size[0])
-        return (layer,) * len(visual.transformer.resblocks)
+        finer = tuple(Layer(width, 2 ** (i + 1)) for i, width in enumerate(stem))
+        return finer + (layer,) * len(visual.transformer.resblocks)
     infos = visual.trunk.feature_info
     return tuple(Layer(info["num_chs"], info["reduction"]) for info in infos)
 

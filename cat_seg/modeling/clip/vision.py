@@ -21,7 +21,8 @@ from cat_seg.errors import CATSegError
 from cat_seg.modeling.autocast import without_autocast
 from cat_seg.modeling.chunks import checkpointed
 from cat_seg.modeling.clip import blocks
-from cat_seg.modeling.clip.towers import check_tower, encode_tower
+from cat_seg.modeling.clip.stem import ConvStem
+from cat_seg.modeling.clip.towers import check_tower, encode_tower, layers_of
 
 
 class DenseFeatures(NamedTuple):
@@ -68,7 +69,8 @@ def encode_dense(
     )
     h, _ = patch_grid(visual, image)
     final, *maps = (
-        rearrange(t[:, 1:], "b (h w) c -> b c h w", h=h) for t in (tokens, *intermediates)
+        rearrange(t[:, 1:], "b (h w) c -> b c h w", h=h) if t.dim() == 3 else t
+        for t in (tokens, *intermediates)
     )
     return DenseFeatures(final, tuple(maps))
 
@@ -89,14 +91,16 @@ def encode_dense_tokens(
         image: (B, 3, H, W), normalised; H and W are multiples of the patch size.
         last_residual: what a token keeps in the last block besides its own values: "token", itself
             (2023 model), or "class", the class token (2024 model).
-        intermediate_layers: blocks whose output is wanted too, counted from 1; not the last.
+        intermediate_layers: layers whose output is wanted too, counted from 1: the stem's stages,
+            if there is one, then blocks; not the last.
         prompts: (layers, tokens, C) learned tokens for the first layers: they follow the class
             token through one layer and are dropped behind it.
         recompute: in training, trade time for memory: recompute a block's activations in the
             backward pass.
 
     Returns:
-        Tokens (B, 1 + h * w, D), and those of the layers asked for, each (B, 1 + h * w, C).
+        Tokens (B, 1 + h * w, D), and those of the layers asked for, each (B, 1 + h * w, C), or of
+        a stage of the stem its map (B, ., ., .).
 
     Raises:
         CATSegError: if the image does not fit the patches, a layer is not there, or `last_residual`
@@ -105,19 +109,20 @@ def encode_dense_tokens(
     if last_residual not in ("token", "class"):
         raise CATSegError(f"LAST_RESIDUAL is {last_residual!r}; expected 'token' or 'class'.")
     *body, last = visual.transformer.resblocks
-    unknown = sorted(set(intermediate_layers) - set(range(1, len(body) + 1)))
+    count = len(layers_of(visual))
+    unknown = sorted(set(intermediate_layers) - set(range(1, count)))
     if unknown:
         raise CATSegError(
             f"Intermediate layers {unknown} of CLIP's image encoder do not exist; "
-            f"expected numbers from 1 to {len(body)} (of {len(body) + 1} layers, not the last)."
+            f"expected numbers from 1 to {count - 1} (of {count} layers, not the last)."
         )
-    x = _embed(visual, image)  # (B, 1 + h * w, C)
-    outputs = {}
+    x, stem = _embed(visual, image)  # (B, 1 + h * w, C)
+    outputs = dict(enumerate(stem, start=1))
     for i, block in enumerate(body):
         prompt = prompts[i] if prompts is not None and i < len(prompts) else None
         x = checkpointed(_block, block, x, prompt, recompute=recompute)
-        if i + 1 in intermediate_layers:
-            outputs[i + 1] = x
+        if (layer := len(stem) + i + 1) in intermediate_layers:
+            outputs[layer] = x
 
     residual = x[:, :1] if last_residual == "class" else x
     values = blocks.value(last.attn, last.ln_1(x))
@@ -172,14 +177,16 @@ def check_image_encoder(visual: nn.Module) -> None:
     blocks.check_blocks(visual.transformer, "image")
 
 
-def _embed(visual: VisionTransformer, image: Tensor) -> Tensor:
-    """Images (B, 3, H, W) to the first block's input (B, 1 + h * w, C)."""
+def _embed(visual: VisionTransformer, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Images (B, 3, H, W) to the first block's input (B, 1 + h * w, C), and the stem's maps."""
     grid = patch_grid(visual, image)
     positions = resize_position_embedding(visual.positional_embedding, visual.grid_size, grid)
     # In the parameters' type: under autocast the residual stream stays float32.
-    x = rearrange(visual.conv1(image), "b c h w -> b (h w) c").to(positions.dtype)
+    stem = visual.conv1.maps(image) if isinstance(visual.conv1, ConvStem) else []
+    patches = visual.conv1(image, stem) if stem else visual.conv1(image)
+    x = rearrange(patches, "b c h w -> b (h w) c").to(positions.dtype)
     x = torch.cat([visual.class_embedding.expand(x.shape[0], 1, -1), x], dim=1)
-    return visual.ln_pre(x + positions)
+    return visual.ln_pre(x + positions), stem
 
 
 def _block(block: ResidualAttentionBlock, x: Tensor, prompt: Tensor | None) -> Tensor:
