@@ -34,8 +34,8 @@ class ConvStem(nn.Conv2d):
         self.stages = nn.ModuleList(Stage(before, width) for before, width in sizes)
         left = patch_size >> len(widths)
         self.tokens = nn.Conv2d(widths[-1], channels, left, left)
-        nn.init.zeros_(self.tokens.weight)
-        nn.init.zeros_(self.tokens.bias)
+        for parameter in self.tokens.parameters():
+            nn.init.zeros_(parameter)
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """The stages' maps of images (B, 3, H, W), finest first."""
