@@ -111,14 +111,18 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIX
 
 @contextlib.contextmanager
 def open_image(
-    path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS
+    path: str | os.PathLike[str] | bytes, *, max_pixels: int | None = MAX_PIXELS
 ) -> Iterator[Image.Image]:
-    """Open an image file, of which nothing is decoded yet.
+    """Open an image file, or the bytes of one, of which nothing is decoded yet.
 
     Raises:
         CATSegError: naming the file, if it is missing, damaged, too large or not an image; also for
             what is found while it is decoded in the block.
     """
+    if isinstance(path, bytes):
+        with _opened(io.BytesIO(path), "The picture (bytes)", max_pixels) as image:
+            yield image
+        return
     name = _printable(path)
     try:
         mode = os.stat(path).st_mode

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 from cat_seg.errors import CATSegError
 from cat_seg.utils.text import printable
 
-FORMATS = ("coco-panoptic", "coco-instances", "labelme", "voc", "cityscapes")
+FORMATS = (
+    *("coco-panoptic", "coco-instances", "labelme", "voc", "cityscapes"),
+    *("supervisely", "label-studio"),
+)
 
 if TYPE_CHECKING:
     from cat_seg.plugin.data.datasets.page import DataPage

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from pycocotools import mask as coco_mask
 
 from cat_seg.errors import CATSegError
 from cat_seg.label_maps import read_label_map
-from cat_seg.plugin.data.imports import import_labels, voc_color
+from cat_seg.plugin.data.imports import import_labels
+from cat_seg.plugin.data.imports.label_studio import decode_rle
+from cat_seg.plugin.data.imports.palettes import voc_color
 
 
 @pytest.fixture
@@ -188,6 +192,134 @@ def test_cityscapes(take, tmp_path):
     assert entry["IMAGE_SUFFIX"] == "_leftImg8bit"
 
 
+def bitmap(mask, **options) -> str:
+    """A PNG as Supervisely writes it: two colours, of which the first is transparent."""
+    image, file = Image.fromarray(np.array(mask, np.uint8)), io.BytesIO()
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.save(file, "PNG", **options)
+    return base64.b64encode(zlib.compress(file.getvalue())).decode()
+
+
+def test_supervisely(take, tmp_path):
+    square = {"exterior": [[0, 0], [6, 0], [6, 6.4], [0, 6]]}
+    hole, clear = [[2, 2], [4, 2], [4, 4], [2, 4]], bitmap([[0, 1]], transparency=0)
+    objects = [
+        ("lawn", "polygon", {"points": square | {"interior": [hole]}}),
+        ("pond", "rectangle", {"points": {"exterior": [[9, 1], [7, 0]], "interior": []}}),
+        ("pond", "bitmap", {"bitmap": {"data": clear, "origin": [0, 0]}}),
+        ("pond", "bitmap", {"bitmap": {"data": bitmap([[1, 0]]), "origin": [9, 7]}}),
+    ]
+    content = {
+        "size": {"height": 8, "width": 10},
+        "objects": [{"classTitle": t, "geometryType": kind, **one} for t, kind, one in objects],
+    }
+    source = tmp_path / "project"
+    (source / "one/ann").mkdir(parents=True)
+    (source / "meta.json").write_text(
+        json.dumps({"classes": [{"title": "pond"}, {"title": "lawn"}]})
+    )
+    (source / "one/ann/a.jpg.json").write_text(json.dumps(content))
+    line = content | {"objects": [{"classTitle": "lawn", "geometryType": "line", "points": square}]}
+    (source / "one/ann/b.jpg.json").write_text(json.dumps(line))
+    summary, entry, maps, names = take("supervisely", source)
+    expected = np.full((8, 10), 255)
+    expected[:7, :7] = 1
+    expected[2:5, 2:5] = 255  # a hole with its border
+    expected[:2, 7:] = 0
+    expected[0, 1] = expected[7, 9] = 0  # the rest of that bitmap is outside
+    assert names == ["pond", "lawn"] and entry["IMAGES"] == str(source)
+    np.testing.assert_array_equal(maps["one/img/a"], expected)
+    assert summary.wrong == {"a shape 'line' is no region": ["one/img/b"]}
+    (source / "one/ann/a.png.json").write_text(json.dumps(content))
+    with pytest.raises(CATSegError, match="another image has the name one/img/a"):
+        take("supervisely", source)
+
+
+def packed(values, runs, bits=8, lengths=(3, 4, 8, 16)) -> list[int]:
+    """Run-length code by its definition; runs are (length, repeats), each as short as it can be."""
+    code = f"{len(values):032b}{bits - 1:05b}" + "".join(f"{n - 1:04b}" for n in lengths)
+    at = 0
+    for length, repeats in runs:
+        kind = next(k for k, n in enumerate(lengths) if length - 1 < 1 << n)
+        code += f"{repeats}{kind:02b}{length - 1:0{lengths[kind]}b}"
+        code += "".join(f"{v:0{bits}b}" for v in values[at : at + (1 if repeats else length)])
+        at += length
+    code += "0" * (-len(code) % 8)
+    return [int(code[i : i + 8], 2) for i in range(0, len(code), 8)]
+
+
+def test_the_code_of_a_brush():
+    values = [0] * 300 + [255] * 20 + [1, 2, 3] + [7]
+    code = packed(values, [(300, 1), (20, 1), (3, 0), (1, 1)])
+    assert decode_rle(code, len(values)).tolist() == values
+    # By hand: 4 values of 8 bits; lengths of 1, 1, 1 and 1 bit; 2 x 5, then 6 and 7 as they are.
+    bits = "0000000000000000000000000000010000111" + 4 * "0000"
+    bits += "100100000101" + "00010000011000000111"
+    bits += "0" * (-len(bits) % 8)
+    by_hand = [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+    assert decode_rle(by_hand, 4).tolist() == [5, 5, 6, 7]
+    with pytest.raises(CATSegError, match="has 324 values; expected 4"):
+        decode_rle(code, 4)
+    with pytest.raises(CATSegError, match="ends too early"):
+        decode_rle(code[:12], len(values))
+
+
+def test_label_studio(take, tmp_path):
+    def region(kind, label, **value):
+        size = {"original_width": 20, "original_height": 10, "image_rotation": 0}
+        return {"type": kind, "value": {**value, kind: [label]}, **size}
+
+    mask = np.zeros((10, 20), np.uint8)
+    mask[9, :5] = 255
+    rgba = np.repeat(mask.ravel(), 4).tolist()
+    code = packed(rgba, [(180 * 4, 1), (20, 1), (60, 1)])
+    triangle = [[10, 10], [60, 10], [10, 80]]  # percent
+    result = [
+        region("polygonlabels", "roof", points=triangle, closed=True),
+        region("brushlabels", "wall", format="rle", rle=code),
+        region("rectanglelabels", "wall", x=75, y=10, width=25, height=50, rotation=0),
+        region("ellipselabels", "roof", x=90, y=80, radiusX=5, radiusY=10, rotation=0),
+        {"type": "choices", "value": {"choices": ["blurred"]}},
+    ]
+    other = [region("brushlabels", "not this one", format="rle", rle=code)]
+    tasks = [
+        {
+            "id": 1,
+            "data": {"note": "x", "image": "/data/upload/3/0a1b2c3d-r%C3%B6f%20a.JPG"},
+            "annotations": [
+                {"result": other},
+                {"result": result, "ground_truth": True},
+            ],
+        },
+        {"id": 2, "data": {"image": "/data/upload/3/00000000-b.jpg"}, "annotations": []},
+    ]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    summary, _, maps, names = take("label-studio", tmp_path / "export.json")
+    drawn = coco_mask.decode(coco_mask.frPyObjects([[2, 1, 12, 1, 2, 8]], 10, 20))[..., 0]
+    expected = np.where(drawn, 0, 255)
+    expected[9, :5] = 1
+    expected[1:6, 15:] = 1
+    expected[7:9, 17:19] = 0
+    assert names == ["roof", "wall"] and summary.skipped == {"no regions with a label": ["b"]}
+    np.testing.assert_array_equal(maps["röf a"], expected)
+
+
+def test_what_has_changed_is_imported_again(take, tmp_path):
+    def write(size):
+        shape = {"label": "x", "points": [[0, 0], [size, 0], [size, size]], "shape_type": "polygon"}
+        content = {"shapes": [shape], "imageHeight": 9, "imageWidth": 9}
+        (tmp_path / "in/a.json").write_text(json.dumps(content))
+
+    (tmp_path / "in").mkdir()
+    write(3)
+    assert take("labelme", tmp_path / "in")[0].written == 1
+    assert take("labelme", tmp_path / "in")[0].kept == 1
+    write(8)
+    os.utime(tmp_path / "out/labels/a.png", (1, 1))
+    summary, _, maps, _ = take("labelme", tmp_path / "in")
+    assert summary.written == 1 and maps["a"][0, 8] == 0
+
+
 def test_more_than_255_classes_are_16_bit(take, tmp_path):
     source = panoptic(tmp_path)
     content = json.loads(source.read_text())
@@ -211,6 +343,10 @@ def test_another_vocabulary_does_not_mix(take, tmp_path):
         ("coco-panoptic", "[]", "no list 'annotations'"),
         ("coco-instances", "{", "cannot be read as JSON"),
         ("labelme", "{}", "nothing to import as labelme"),
+        ("label-studio", "{}", "no list of tasks"),
+        ("label-studio", '[{"annotations": [], "data": {}}]', "names no image"),
+        ("label-studio", '[{"annotations": [{}], "data": {}}]', "not as label-studio has it"),
+        ("supervisely", "{}", "nothing to import as supervisely"),
     ],
 )
 def test_other_files_are_refused(take, tmp_path, kind, content, said):

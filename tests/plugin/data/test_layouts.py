@@ -12,7 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from cat_seg.plugin.data.datasets.folders import FolderData
-from cat_seg.plugin.data.imports import import_labels, voc_color
+from cat_seg.plugin.data.imports import import_labels
+from cat_seg.plugin.data.imports.palettes import voc_color
 from cat_seg.plugin.evaluation import SegmentationEvaluator
 from cat_seg.synthetic.dataset import split_scene
 from cat_seg.synthetic.names import NAMES
