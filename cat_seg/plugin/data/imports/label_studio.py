@@ -142,7 +142,8 @@ def _region(value: Mapping[str, Any], height: int, width: int) -> np.ndarray:
     if "radiusX" in value:
         center = np.array([value["x"], value["y"]]) * scale
         radii = np.array([value["radiusX"], value["radiusY"]]) * scale
-        away = np.stack(np.mgrid[:height, :width][::-1], -1) + 0.5 - center  # (H, W, 2) as x, y
+        y, x = np.mgrid[:height, :width]
+        away = np.stack([x, y], -1) + 0.5 - center  # (H, W, 2)
         return np.asarray((away @ right / radii[0]) ** 2 + (away @ down / radii[1]) ** 2 <= 1)
     if "width" in value:
         corner = np.array([value["x"], value["y"]]) * scale

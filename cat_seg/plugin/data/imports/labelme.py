@@ -21,8 +21,8 @@ from cat_seg.plugin.data.imports.source import Imported, paste, read_json, stem
 
 def labelme(source: Path, _: Path | None, __: list[str]) -> Imported:
     """A folder of labelme's JSON files; later shapes lie over earlier ones."""
-    files = sorted(source.rglob("*.json")) if source.is_dir() else [source]
-    contents = {path: read_json(path) for path in files}
+    found = sorted(source.rglob("*.json")) if source.is_dir() else [source]
+    contents = {path: read_json(path) for path in found}
     contents = {p: c for p, c in contents.items() if isinstance(c, dict) and "shapes" in c}
     labels = {shape["label"] for content in contents.values() for shape in content["shapes"]}
     names = sorted(labels - {"__ignore__"})
