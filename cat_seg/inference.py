@@ -210,10 +210,15 @@ class Inference:
             encoded = self._encoded(images)
             return self._aggregated(encoded, text, sizes)
 
-    def encode(self, image: Tensor) -> EncodedImage:
-        """Encode one image; `decode` then costs the aggregation only."""
-        with self._settings():
-            return self._encoded([image])[0]
+    def encode(self, images: Sequence[Tensor]) -> list[EncodedImage]:
+        """Encode images, together where there are tiles; `decode` costs the aggregation only."""
+        batches = [images] if self.plan.sliding_window else [[image] for image in images]
+        while True:
+            try:
+                with self._settings():
+                    return [one for batch in batches for one in self._encoded(batch)]
+            except RuntimeError as error:
+                self.after_out_of_memory(error)
 
     def decode(self, encoded: EncodedImage, text: Tensor, size: tuple[int, int]) -> Maps:
         """Segment an encoded image; arguments as for `__call__`."""

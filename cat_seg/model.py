@@ -242,10 +242,18 @@ class CATSeg(nn.Module):
 
     def encode(self, picture: Any, *, plan: InferencePlan | None = None) -> EncodedPicture:
         """Encode a picture, so that every further choice of words costs the aggregation only."""
-        pixels = images.read(picture)
-        encoded = Inference(self, plan or self.plan).encode(_resized(pixels, self.config))
-        path = str(picture) if isinstance(picture, str | Path) else None
-        return EncodedPicture(pixels, encoded, path)
+        (encoded,) = self.encode_batch([picture], plan=plan)
+        return encoded
+
+    def encode_batch(
+        self, pictures: Sequence[Any], *, plan: InferencePlan | None = None
+    ) -> list[EncodedPicture]:
+        """Encode pictures together, of any sizes, as `encode` does one by one."""
+        pixels = [images.read(picture) for picture in pictures]
+        inference = Inference(self, plan or self.plan)
+        encoded = inference.encode([_resized(one, self.config) for one in pixels])
+        paths = [str(one) if isinstance(one, str | Path) else None for one in pictures]
+        return [EncodedPicture(*of_one) for of_one in zip(pixels, encoded, paths, strict=True)]
 
     def predict(
         self,

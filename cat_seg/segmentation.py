@@ -53,12 +53,7 @@ class Region:
         Raises:
             MissingPackageError: pycocotools is not installed.
         """
-        try:
-            from pycocotools import mask as coco
-        except ImportError as error:
-            raise _missing("pycocotools", "run-length encoding") from error
-        encoded = coco.encode(np.asfortranarray(self.mask.astype(np.uint8)))
-        return {"size": list(self.size), "counts": encoded["counts"].decode("ascii")}
+        return encode_mask(self.mask)
 
     def polygon(self) -> np.ndarray:
         """Return the outer border through the centres of its pixels, (N >= 3, 2) as x, y.
@@ -508,6 +503,20 @@ def _strings(value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise TypeError(f"expected a list of strings, got {type(value).__name__}")
     return value
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """Return a mask (H, W) in COCO's run-length encoding, ready for JSON.
+
+    Raises:
+        MissingPackageError: pycocotools is not installed.
+    """
+    try:
+        from pycocotools import mask as coco
+    except ImportError as error:
+        raise _missing("pycocotools", "run-length encoding") from error
+    encoded = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
 
 
 def save_label_map(

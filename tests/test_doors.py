@@ -25,7 +25,8 @@ class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name.partition(".")[0] in (
             *("detectron2", "fvcore", "iopath", "tensorboard", "yacs"),
-            *("av", "gradio", "onnxscript"),  # torch itself looks for onnx and onnxruntime
+            *("av", "fastapi", "gradio", "uvicorn"),
+            "onnxscript",  # torch itself looks for onnx and onnxruntime
             *("pillow_heif", "pycocotools", "supervision"),
         ):
             raise AssertionError(f"the library asked for {name}")

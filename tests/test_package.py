@@ -27,6 +27,8 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "open_clip": "open_clip_torch",
     "pillow_heif": "pillow-heif",
+    "prometheus_client": "prometheus-client",
+    "python_multipart": "python-multipart",
     "yaml": "pyyaml",
 }
 OWN = {"cat_seg", "detectron2", "docs", "demo", "tests", "datasets", "preparation", "train_net"}
@@ -50,7 +52,10 @@ EXTRA = {name: distributions(r) for name, r in PROJECT["optional-dependencies"].
 
 # What the library imports only where it is used, see tests/test_doors.py.
 OPTIONAL = set().union(
-    *(EXTRA[name] for name in ("coco", "export", "heif", "label", "supervision", "video", "web"))
+    *(
+        EXTRA[name]
+        for name in ("coco", "export", "heif", "label", "serve", "supervision", "video", "web")
+    )
 )
 
 

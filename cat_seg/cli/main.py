@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "segment pictures by words",
     "video": "segment a video, or what a camera sees",
     "app": "serve a page for pictures and words",
+    "serve": "answer other programs, over HTTP",
     "label": "label many pictures, on one machine or many",
     "export": "write a model as ONNX or for torch.export",
     "models": "list the models that there are",
