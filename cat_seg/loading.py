@@ -73,6 +73,8 @@ def _may_be_fresh(key: str, state: dict[str, Tensor]) -> bool:
     It belongs to another part of the model than the file does, or to the norm of an output, which
     pretrained backbones do not have.
     """
+    if ".parametrizations." in key:  # a change of a weight, nothing at the start
+        return True
     if key.startswith(CLIP):
         return not holds_clip(state)
     if generation(state):
@@ -83,12 +85,15 @@ def _may_be_fresh(key: str, state: dict[str, Tensor]) -> bool:
 
 
 def load_clip(model: nn.Module, source: str, *, required: bool = False) -> None:
-    """Load CLIP's own weights, see `load_clip_weights`.
+    """Load CLIP's own weights, see `load_clip_weights`, and those that parts begin with.
 
     Raises:
         CATSegError: if they are required, and no source is named.
     """
     predictor = getattr(getattr(model, "sem_seg_head", None), "predictor", None)
+    for module in model.modules():
+        if callable(begin := getattr(module, "load_pretrained", None)):
+            begin()
     if predictor is None or not hasattr(predictor, "clip_model"):
         return  # a model without CLIP
     if source:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cat_seg import hub, images, saved, video
+from cat_seg import hub, images, registry, saved, video
 from cat_seg.certificate import Certificate
 from cat_seg.errors import CATSegError
 from cat_seg.inference import EncodedImage, Inference, InferencePlan, Maps
@@ -32,6 +32,7 @@ from cat_seg.model_config import ModelConfig
 from cat_seg.modeling.clip import clip_sizes
 from cat_seg.modeling.guidance.resnet import ResNet, ResNetConfig
 from cat_seg.modeling.guidance.swin import SwinTransformer
+from cat_seg.modeling.guidance.timm_backbone import TimmBackbone
 from cat_seg.modeling.predictor import CATSegPredictor, SegmentationHead
 from cat_seg.modeling.sliding_window import TileGrid, resize
 from cat_seg.modeling.text_embedding import VocabularyCache, default_cache_dir
@@ -92,8 +93,8 @@ class CATSeg(nn.Module):
         super().__init__()
         self.config = config
         channels: list[int] = []
-        if config.guidance == "backbone" and backbone is None:
-            built = _build_backbone(config)
+        if config.guidance in ("backbone", "both") and backbone is None:
+            built = build_backbone(config)
             backbone, in_features = built, tuple(built.out_features)
             channels = [built.channels[name] for name in reversed(in_features)]
             stride = built.strides[in_features[-1]]
@@ -105,7 +106,7 @@ class CATSeg(nn.Module):
         for name in ("pixel_mean", "pixel_std", "clip_pixel_mean", "clip_pixel_std"):
             values = torch.tensor(getattr(config, name)).view(-1, 1, 1)
             self.register_buffer(name, values, persistent=False)
-        if backbone is None:
+        if config.guidance in ("clip", "both"):
             self.upsample1, self.upsample2 = _upsampling(self.predictor)
         tiles = config.sliding_window
         grid = TileGrid(int(tiles[0]), tiles[1], int(tiles[2])) if tiles else None
@@ -185,12 +186,18 @@ class CATSeg(nn.Module):
         H, W = self.grid
         patch = clip_sizes(self.predictor.clip_model).patch_size
         dense = self.predictor.encode_image(resize(clip_images, (H * patch, W * patch)))
-        if self.backbone is None:
+        sources = []
+        if self.backbone is not None:
+            assert backbone_images is not None
+            maps = self.backbone(resize(backbone_images, (H * self.stride, W * self.stride)))
+            sources.append([maps[name] for name in reversed(self.in_features)])
+        if self.config.guidance in ("clip", "both"):
             first, second = dense.intermediates
-            return dense.final, [dense.final, self.upsample1(first), self.upsample2(second)]
-        assert backbone_images is not None
-        maps = self.backbone(resize(backbone_images, (H * self.stride, W * self.stride)))
-        return dense.final, [maps[name] for name in reversed(self.in_features)]
+            sources.append([dense.final, self.upsample1(first), self.upsample2(second)])
+        if len(sources) == 2:
+            sources = [[torch.cat(pair, dim=1) for pair in zip(*sources, strict=True)]]
+        features = self.predictor.beside(dense.final, clip_images)
+        return features, sources[0] if sources else []
 
     # ---- the face ----
 
@@ -226,7 +233,7 @@ class CATSeg(nn.Module):
         parsed = Vocabulary.parse(words, background=background)
         strings = [*parsed.strings, *parsed.background]
         if parsed.features is not None:
-            expected = (len(strings), len(self.predictor.templates), self.predictor.embed_dim)
+            expected = (len(strings), len(self.predictor.templates), self.predictor.text_dim)
             if parsed.features.shape != expected:
                 raise CATSegError(
                     f"The vocabulary's features are {tuple(parsed.features.shape)}, but this model "
@@ -455,12 +462,23 @@ def _upsampling(predictor: CATSegPredictor) -> list[nn.ConvTranspose2d]:
     return convolutions
 
 
-def _build_backbone(config: ModelConfig) -> SwinTransformer | ResNet:
+def build_backbone(config: ModelConfig) -> SwinTransformer | ResNet | TimmBackbone:
+    """Build the backbone that a config describes, with random weights.
+
+    Raises:
+        CATSegError: if it describes none.
+    """
+    part: TimmBackbone | None = registry.make(config, "guidance")  # or another with its attributes
+    if part is not None:
+        return part
     if config.swin is not None:
         return SwinTransformer(**config.swin)
     if config.resnet is not None:
         return ResNet(ResNetConfig(**config.resnet))
-    raise CATSegError("The model's guidance is a backbone, but neither swin nor resnet is given.")
+    raise CATSegError(
+        "The model's guidance is a backbone, but neither swin nor resnet nor a part of the kind "
+        "'guidance' is given."
+    )
 
 
 def _resized(pixels: np.ndarray, config: ModelConfig) -> Tensor:

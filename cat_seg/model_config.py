@@ -42,7 +42,7 @@ class ModelConfig:
     Attributes:
         clip: name of a CLIP (see `build_clip`), or a model configuration of open_clip.
         templates: name of a set of prompt templates, see `get_templates`.
-        guidance: image guidance from a "backbone" or from "clip".
+        guidance: image guidance from a "backbone", from "clip", from "both" or from "none".
         last_residual: of CLIP's last block, "token" or "class".
         synonyms: a class is the "mean" of its names, or its "first".
         class_padding: length to which class sequences are filled up; 0 for none.
@@ -63,6 +63,8 @@ class ModelConfig:
         min_size, max_size: the shortest edge to which `predict` resizes, unless the longest would
             exceed the second; in pixels.
         sliding_window: kernel (pixels), overlap (share) and resolution (pixels); None for none.
+        parts: what stands in place of, or beside, the published parts, each a kind with a
+            registered name and its settings, see `cat_seg.registry`.
     """
 
     clip: str | dict[str, Any] = "ViT-B/16"
@@ -98,6 +100,7 @@ class ModelConfig:
     min_size: int = 640
     max_size: int = 2560
     sliding_window: tuple[float, ...] | None = (384, 0.333, 640)
+    parts: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> ModelConfig:

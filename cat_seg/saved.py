@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
+from cat_seg import registry
 from cat_seg.certificate import Certificate
 from cat_seg.conversion import CLIP, describe, published_name
 from cat_seg.errors import CATSegError
@@ -39,7 +40,9 @@ def load_folder(build: Callable[[ModelConfig], CATSeg], source: Source) -> CATSe
     file, weights = source.path / CONFIG, source.path / WEIGHTS
     try:
         about = read_json(file)
-        model = build(ModelConfig.from_dict(about["model"]))
+        config = ModelConfig.from_dict(about["model"])
+        registry.check(config.parts, about.get("plugins"))
+        model = build(config)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CATSegError(
             f"{file}: cannot be read as the description of a saved model ({error})."
@@ -104,6 +107,8 @@ def save_description(model: CATSeg, folder: Path) -> None:
         "threshold": model.threshold,
         "card": model.card,
     }
+    if plugins := registry.origins(model.config.parts):
+        about["plugins"] = plugins
     if model.certificate is not None:
         about["certificate"] = asdict(model.certificate)
     with atomic_write(folder / CONFIG) as part:

@@ -92,7 +92,7 @@ class ExportedNetwork(nn.Module):
                 backbone, self.backbone_size, mode="bilinear", align_corners=False
             )
         dense, guidance = model.encode_crops(clip, backbone)
-        features = F.normalize(dense.permute(0, 2, 3, 1).float(), dim=-1)
+        features = aggregator.unit_features(dense)
         words = aggregator.project_text(text)
         _, logits = aggregator.aggregate(features, text, words, guidance, None, overwrite=False)
         return logits
@@ -209,7 +209,7 @@ def _example(
     """Return images of noise, and random text features."""
     generator = torch.Generator().manual_seed(classes)
     predictor = network.model.predictor
-    shape = (classes, len(predictor.templates), predictor.embed_dim)
+    shape = (classes, len(predictor.templates), predictor.text_dim)
     text = F.normalize(torch.randn(shape, generator=generator), dim=-1)
     return 255 * torch.rand(images, 3, *size, generator=generator), text
 

@@ -5,12 +5,27 @@ B images, T classes, H and W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cat_seg.errors import CATSegError
 from cat_seg.label_rules import NOTHING
+
+
+class Inside(NamedTuple):
+    """What a further loss (a part of the kind "loss") sees of a training batch."""
+
+    features: Tensor  # (B, D, H, W) dense image features
+    guidance: Sequence[Tensor]  # maps of H x W, 2 H x 2 W and 4 H x 4 W; or none
+    text: Tensor  # (T, P, D)
+    volumes: Sequence[Tensor]  # behind each layer, (B, T, H, W, C)
+    logits: Tensor  # (B, T, 4 H, 4 W)
+    targets: Tensor  # (B, h, w) int64, see `mask_bce`
+    ignore_value: int
 
 
 def mask_bce(logits: Tensor, targets: Tensor, ignore_value: int = 255) -> Tensor:

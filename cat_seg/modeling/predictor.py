@@ -11,9 +11,11 @@ import torch
 from open_clip import CLIP
 from torch import Tensor, nn
 
+from cat_seg import registry
 from cat_seg.errors import CATSegError
 from cat_seg.model_config import ModelConfig
 from cat_seg.modeling.aggregator import Aggregator, ClassLogits, StreamedLogits
+from cat_seg.modeling.aggregator.correlation import correlate
 from cat_seg.modeling.autocast import without_autocast
 from cat_seg.modeling.clip import (
     DenseFeatures,
@@ -24,6 +26,9 @@ from cat_seg.modeling.clip import (
 )
 from cat_seg.modeling.prompt_templates import get_templates
 from cat_seg.modeling.text_embedding import embed_text
+from cat_seg.modeling.volumes import Volume
+
+GUIDANCE = ("backbone", "clip", "both", "none")  # of the image
 
 
 class CATSegPredictor(nn.Module):
@@ -56,15 +61,39 @@ class CATSegPredictor(nn.Module):
         self.clip_model: CLIP = build_clip(config.clip)
         if config.split_qkv:
             split_in_proj(self.clip_model)
+        for adapt in registry.make_all(config, "adapter"):
+            adapt(self.clip_model)
         sizes = clip_sizes(self.clip_model)
         self.embed_dim = sizes.embed_dim
         self.guidance_layers: tuple[int, ...] = ()
-        if config.guidance == "clip":
+        if config.guidance not in GUIDANCE:
+            raise CATSegError(
+                f"guidance is {config.guidance!r}; expected one of {', '.join(GUIDANCE)}."
+            )
+        if config.guidance in ("clip", "both"):
             self.guidance_layers = config.guidance_layers or sizes.guidance_layers
-            guidance_channels = (sizes.embed_dim, *config.upsample_dims)
-        elif config.guidance != "backbone":
-            raise CATSegError(f"guidance is {config.guidance!r}; expected 'backbone' or 'clip'.")
+            of_clip = (sizes.embed_dim, *config.upsample_dims)
+            guidance_channels = [
+                own + other
+                for own, other in zip(of_clip, guidance_channels or (0, 0, 0), strict=True)
+            ]
+        self.guidance_channels = tuple(guidance_channels)
         self.templates = get_templates(config.templates)
+        self.volumes = nn.ModuleList(registry.make_all(config, "volume"))
+        volumes = self._volumes()
+        widths = [(v.image_dim or self.embed_dim, v.text_dim) for v in volumes]
+        self.text_dim = self.embed_dim + sum(width for _, width in widths)
+        if registry.names(config.parts, "guidance") and config.guidance not in ("backbone", "both"):
+            raise CATSegError(
+                f"parts names a guidance, but guidance is {config.guidance!r}; set it to "
+                "'backbone' or 'both'."
+            )
+
+        def make_layer() -> nn.Module:
+            layer = registry.make(config, "layer")
+            assert isinstance(layer, nn.Module)
+            return layer
+
         self.transformer = Aggregator(
             text_dim=sizes.embed_dim,
             prompt_dim=len(self.templates),
@@ -86,7 +115,12 @@ class CATSegPredictor(nn.Module):
             class_chunk=class_chunk,
             half_volume=half_volume,
             recompute=recompute,
+            volumes=widths,
+            cost=registry.make(config, "cost") or correlate,
+            layer=make_layer if registry.names(config.parts, "layer") else None,
+            decoder=registry.make(config, "decoder"),
         )
+        self.text = registry.make(config, "text")
         self.text_batch = text_batch
         self.recompute = recompute
         depth, length = config.prompt_tokens
@@ -105,6 +139,19 @@ class CATSegPredictor(nn.Module):
             recompute=self.recompute,
         )
 
+    def beside(self, features: Tensor, images: Tensor) -> Tensor:
+        """Dense CLIP features, and behind them those of further volumes.
+
+        Args:
+            features: (B, D, H, W)
+            images: (B, 3, h, w), normalised for CLIP, of any size.
+        """
+        others = [volume.encode_image(self, images) for volume in self._volumes()]
+        return torch.cat([features, *others], dim=1) if others else features
+
+    def _volumes(self) -> list[Volume]:
+        return list(self.volumes)  # type: ignore[arg-type]
+
     def encode_text(self, class_names: Sequence[str], cache_dir: str | None = None) -> Tensor:
         """Features of class names, with gradients where they are enabled.
 
@@ -114,22 +161,34 @@ class CATSegPredictor(nn.Module):
                 for none.
 
         Returns:
-            (T, P, D), of unit length.
+            (T, P, D), of unit length, and behind them those of volumes with texts of their own.
         """
-        return embed_text(
-            self.clip_model,
-            class_names,
-            self.templates,
-            synonyms=self.config.synonyms,
-            batch_size=self.text_batch,
-            cache_dir=cache_dir,
-            recompute=self.recompute,
-        )
+
+        def embed(clip: CLIP) -> Tensor:
+            return embed_text(
+                clip,
+                class_names,
+                self.templates,
+                synonyms=self.config.synonyms,
+                batch_size=self.text_batch,
+                cache_dir=cache_dir,
+                recompute=self.recompute,
+            )
+
+        if self.text is not None:
+            features = self.text(self.clip_model, class_names, self.templates)
+        else:
+            features = embed(self.clip_model)
+        others = [v.encode_text(embed) for v in self._volumes() if v.text_dim]
+        return torch.cat([features, *others], dim=-1) if others else features
 
     def text_state(self) -> list[object]:
         """What changes whenever the text encoder's weights, device or type do."""
-        every = self.clip_model.named_parameters()
-        weights = [w for name, w in every if not name.startswith(("visual.", "logit_"))]
+        every = list(self.clip_model.named_parameters())
+        every += self.volumes.named_parameters()
+        if isinstance(self.text, nn.Module):
+            every += self.text.named_parameters()
+        weights = [w for name, w in every if "visual." not in name and "logit_" not in name]
         # An optimiser step or a loaded checkpoint changes a parameter's version.
         return [(id(w), w._version, w.device, w.dtype) for w in weights]
 
@@ -149,22 +208,30 @@ class CATSegPredictor(nn.Module):
         representatives: int = 0,
         *,
         stream: bool = False,
+        inside: list[Tensor] | None = None,
     ) -> list[ClassLogits] | list[StreamedLogits]:
         """Segment images into T classes.
 
         Args:
-            features: (B, D, H, W) dense CLIP features.
-            guidance: maps of (B, ., H, W), (B, ., 2 H, 2 W), (B, ., 4 H, 4 W).
-            text: (T, P, D)
+            features: (B, D, H, W) dense CLIP features, see `beside`.
+            guidance: maps of (B, ., H, W), (B, ., 2 H, 2 W), (B, ., 4 H, 4 W); or none.
+            text: (T, P, D), see `encode_text`.
             batch: images aggregated at a time; 0 for all.
             max_classes, representatives: see `Aggregator.forward`.
-            stream: see `Aggregator.forward`.
+            stream, inside: see `Aggregator.forward`.
 
         Returns:
             the logits of each image.
         """
         return self.transformer(
-            features, text, guidance, batch, max_classes, representatives, stream=stream
+            features,
+            text,
+            guidance,
+            batch,
+            max_classes,
+            representatives,
+            stream=stream,
+            inside=inside,
         )
 
 

@@ -23,6 +23,7 @@ from cat_seg.inference import InferencePlan
 from cat_seg.model_config import GENERATIONS as ARCHITECTURES
 from cat_seg.model_config import ModelConfig
 from cat_seg.modeling.sliding_window import TileGrid
+from cat_seg.registry import names
 from cat_seg.resources import resource, user_file
 from cat_seg.trust.text import read_config, read_json
 
@@ -73,6 +74,9 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # weight decay of embeddings
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate factor of `backbone`; 0 freezes it
     cfg.SOLVER.CLIP_MULTIPLIER = 1.0  # learning rate factor of `clip_model`
+    # Further factors: a list of [regular expression, factor], for parameters in whose whole name
+    # the expression is found. 0 trains them not at all.
+    cfg.SOLVER.LR_FACTORS = []
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
     cfg.SOLVER.ACCUMULATE_STEPS = 1  # batches whose gradients are averaged for one step
@@ -92,6 +96,9 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     # Recompute activations of the encoders and the aggregator in the backward pass: less memory,
     # more time, the same gradients.
     cfg.MODEL.ACTIVATION_CHECKPOINTING = False
+    # Parts in place of, or beside, the published ones: a list of {KIND: NAME} and settings, such as
+    # {layer: parallel, dropout: 0.1}. docs/extending.md.
+    cfg.MODEL.PARTS = []
 
     # The model pads images to multiples of this, in pixels: in training, and in inference without
     # the sliding window. The key's place is that of the original code.
@@ -138,7 +145,8 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     head.PROMPT_DEPTH = 0
     head.PROMPT_LENGTH = 0
     # Which CLIP parameters train: "attention" (published; what it means is a matter of the
-    # generation), "prompt", "full" (2024: of both transformers' blocks) or "freeze".
+    # generation), "prompt", "full" (2024: of both transformers' blocks), "low_rank" (what the part
+    # {adapter: low_rank} adds), "freeze", or "names:" and a regular expression for whole names.
     head.CLIP_FINETUNE = "attention"
     head.TEXT_GUIDANCE_DIM = None  # width of text features; known from CLIP. 0: no text guidance
     head.TEXT_GUIDANCE_PROJ_DIM = 128  # of the text guidance; 0 for none
@@ -160,15 +168,15 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     head.CORRELATION_LAYERS = []  # kept for YAMLs of the original code; unused
 
     # What follows tells the generations apart; None takes the value of `GENERATIONS`.
-    head.GUIDANCE = None  # "backbone" or "clip"
+    head.GUIDANCE = None  # "backbone", "clip", "both" or "none"
     head.LAST_RESIDUAL = None  # "token" or "class"
     head.SYNONYMS = None  # "mean" or "first"
     head.CLASS_PADDING = None  # number of classes, or 0
     head.MAX_CLASSES = None  # number of classes, or 0 for no limit
     head.SPLIT_QKV = None  # True or False
     head.TRAIN_TEXT = None  # True or False
-    # GUIDANCE "clip": blocks whose output tokens are the guidance, counted from 1. Empty: those
-    # at one and two thirds of the encoder, as published (4 and 8 of 12, 8 and 16 of 24).
+    # GUIDANCE "clip" or "both": blocks whose output tokens are the guidance, counted from 1. Empty:
+    # those at one and two thirds of the encoder, as published (4 and 8 of 12, 8 and 16 of 24).
     head.CLIP_GUIDANCE_LAYERS = []
 
     # Bounds of the working set; they do not change a result.
@@ -245,9 +253,11 @@ def model_config(cfg: CfgNode) -> ModelConfig:
         clip = read_json(user_file(head.CLIP_PRETRAINED))
         clip = clip.get("model_cfg", clip) if isinstance(clip, dict) else clip
     swin_settings = resnet_settings = None
-    if choice["GUIDANCE"] == "backbone" and cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer":
+    parts = tuple(dict(part) for part in cfg.MODEL.PARTS)
+    of_detectron2 = choice["GUIDANCE"] in ("backbone", "both") and not names(parts, "guidance")
+    if of_detectron2 and cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer":
         swin_settings = {k: _plain(v) for k, v in swin_arguments(cfg).items()}
-    elif choice["GUIDANCE"] == "backbone" and cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
+    elif of_detectron2 and cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
         resnet_settings = {"depth": cfg.MODEL.RESNETS.DEPTH}
     hidden = head.HIDDEN_DIMS
     tiles = (cfg.TEST.SLIDING_KERNEL, cfg.TEST.SLIDING_OVERLAP, cfg.TEST.SLIDING_RESOLUTION)
@@ -285,6 +295,7 @@ def model_config(cfg: CfgNode) -> ModelConfig:
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
         sliding_window=tiles if cfg.TEST.SLIDING_WINDOW else None,
+        parts=parts,
     )
 
 

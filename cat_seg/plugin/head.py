@@ -5,19 +5,21 @@ B images, T classes, P prompt templates, D text width, H and W positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
-from torch import Tensor
+from torch import Tensor, nn
 
+from cat_seg import registry
 from cat_seg.errors import CATSegError
+from cat_seg.modeling import class_sampling
 from cat_seg.modeling.aggregator import ClassLogits
 from cat_seg.modeling.clip import clip_sizes, set_trainable
-from cat_seg.modeling.losses import mask_bce
+from cat_seg.modeling.losses import Inside, mask_bce
 from cat_seg.modeling.predictor import CATSegPredictor, SegmentationHead
 from cat_seg.modeling.text_embedding import VocabularyCache, default_cache_dir
 from cat_seg.plugin.config import generation_settings, model_config
@@ -40,6 +42,8 @@ class CATSegHead(SegmentationHead):
         train_text: bool = False,
         clip_weights: str = "",
         cache_dir: str | None = None,
+        sampling: Callable[[Tensor, int], Tensor] | None = None,
+        auxiliary: Sequence[tuple[str, Callable[[Inside], Tensor]]] = (),
     ) -> None:
         """
         Args:
@@ -50,6 +54,9 @@ class CATSegHead(SegmentationHead):
             clip_weights: where CLIP's weights come from when a checkpoint has none; see
                 `load_clip_weights`.
             cache_dir: folder in which text features outlive the process; None for none.
+            sampling: chooses the classes that a batch teaches, see `cat_seg.modeling.
+                class_sampling`; None for all.
+            auxiliary: names of further losses, and what computes each, already weighted.
         """
         super().__init__(predictor)
         self.train_names = _checked(train_names)
@@ -58,6 +65,10 @@ class CATSegHead(SegmentationHead):
         self.train_text = train_text
         self.clip_weights = clip_weights
         self.cache_dir = cache_dir
+        self.sampling = sampling
+        self.auxiliary = tuple(auxiliary)
+        if modules := [loss for _, loss in auxiliary if isinstance(loss, nn.Module)]:
+            self.auxiliary_modules = nn.ModuleList(modules)
         self._features = VocabularyCache(2)
 
     @classmethod
@@ -66,7 +77,9 @@ class CATSegHead(SegmentationHead):
         head = cfg.MODEL.SEM_SEG_HEAD
         config = model_config(cfg)
         train_text = generation_settings(cfg)["TRAIN_TEXT"]
-        names = head.IN_FEATURES if config.guidance == "backbone" else ()
+        names = head.IN_FEATURES if config.guidance in ("backbone", "both") else ()
+        if registry.names(config.parts, "guidance"):
+            names = list(input_shape)  # which has those that guide, shallowest first
         channels = [input_shape[name].channels for name in reversed(names)]
         predictor = CATSegPredictor(
             config,
@@ -76,7 +89,7 @@ class CATSegHead(SegmentationHead):
             text_batch=head.TEXT_BATCH,
             recompute=cfg.MODEL.ACTIVATION_CHECKPOINTING,
         )
-        _check_widths(cfg, predictor, channels)
+        _check_widths(cfg, predictor)
         finetune = head.CLIP_FINETUNE
         if config.split_qkv:  # what 2024 means by these names
             finetune = {"attention": "attention_qv", "full": "transformers"}.get(finetune, finetune)
@@ -92,6 +105,14 @@ class CATSegHead(SegmentationHead):
             "train_text": train_text,
             "clip_weights": head.CLIP_WEIGHTS or published,
             "cache_dir": None if cache == "none" else cache or str(default_cache_dir()),
+            "sampling": registry.make(config, "sampling"),
+            "auxiliary": list(
+                zip(
+                    registry.names(config.parts, "loss"),
+                    registry.make_all(config, "loss"),
+                    strict=True,
+                )
+            ),
         }
 
     @property
@@ -110,15 +131,20 @@ class CATSegHead(SegmentationHead):
         """
         self.test_names = _checked(names)
 
-    def text_features(self) -> Tensor:
-        """Features of the vocabulary in use: (T, P, D), of unit length."""
-        if self.training and self.train_text:
-            return self.predictor.encode_text(self.names)
+    def text_features(self, classes: Tensor | None = None) -> Tensor:
+        """Features of the vocabulary in use, or of some of its classes: (T, P, D), of unit length.
+
+        In training with gradients, if the text encoder, or a part in its place, is trained.
+        """
+        if self.training and (self.train_text or self.predictor.text is not None):
+            every = range(len(self.names)) if classes is None else classes.tolist()
+            return self.predictor.encode_text([self.names[i] for i in every])
         names, cache_dir = self.names, self.cache_dir
         state = self.predictor.text_state()
-        return self._features.get(
+        features = self._features.get(
             names, state, lambda: self.predictor.text_features(names, cache_dir)
         )
+        return features if classes is None else features[classes.to(features.device)]
 
     def forward(
         self, features: Tensor, guidance: Sequence[Tensor], batch: int = 0
@@ -144,21 +170,39 @@ class CATSegHead(SegmentationHead):
                 count; None, or left out, for all.
 
         Returns:
-            "loss_sem_seg", a scalar.
+            "loss_sem_seg" and one of each further loss, scalars.
         """
-        logits = self(features, guidance)
         every = torch.arange(len(self.names), device=features.device)
-        dense = torch.stack([image.of(every) for image in logits])
-        if all(some is None for some in classes):
-            return {"loss_sem_seg": mask_bce(dense, targets, self.ignore_value)}
-        losses = [
-            mask_bce(image[None, every if some is None else some], labels[None], self.ignore_value)
-            for image, labels, some in zip(dense, targets, classes, strict=True)
-        ]
-        return {"loss_sem_seg": torch.stack(losses).mean()}
+        shown = list(classes) or [None] * len(targets)
+        taught = every
+        if self.sampling is not None:
+            present = class_sampling.present(targets, shown, self.ignore_value)
+            taught = self.sampling(present, len(every)).to(every.device)
+            targets, shown = class_sampling.restrict(targets, shown, taught, self.ignore_value)
+        text = self.text_features(None if self.sampling is None else taught)
+        volumes: list[Tensor] = []
+        logits = self.predictor(
+            features, guidance, text, inside=volumes if self.auxiliary else None
+        )
+        of_taught = torch.arange(len(taught), device=features.device)
+        dense = torch.stack([image.of(of_taught) for image in logits])
+        if all(some is None for some in shown):
+            loss = mask_bce(dense, targets, self.ignore_value)
+        else:
+            losses = [
+                mask_bce(
+                    image[None, of_taught if some is None else some],
+                    labels[None],
+                    self.ignore_value,
+                )
+                for image, labels, some in zip(dense, targets, shown, strict=True)
+            ]
+            loss = torch.stack(losses).mean()
+        inside = Inside(features, guidance, text, volumes, dense, targets, self.ignore_value)
+        return {"loss_sem_seg": loss} | {f"loss_{n}": loss(inside) for n, loss in self.auxiliary}
 
 
-def _check_widths(cfg: CfgNode, predictor: CATSegPredictor, channels: Sequence[int]) -> None:
+def _check_widths(cfg: CfgNode, predictor: CATSegPredictor) -> None:
     """Hold the widths that a config repeats against those that the model has."""
     head, sizes = cfg.MODEL.SEM_SEG_HEAD, clip_sizes(predictor.clip_model)
     if head.TEXT_GUIDANCE_DIM not in (None, 0, sizes.embed_dim):
@@ -166,11 +210,12 @@ def _check_widths(cfg: CfgNode, predictor: CATSegPredictor, channels: Sequence[i
             f"MODEL.SEM_SEG_HEAD.TEXT_GUIDANCE_DIM is {head.TEXT_GUIDANCE_DIM}, but the "
             f"features of {head.CLIP_PRETRAINED} are {sizes.embed_dim} wide; leave it out."
         )
-    if predictor.config.guidance == "clip":
-        expected = [sizes.embed_dim, *predictor.config.upsample_dims]
+    expected, guidance = list(predictor.guidance_channels), predictor.config.guidance
+    if guidance not in ("clip", "backbone"):
+        return  # no published config repeats them
+    if guidance == "clip":
         source = f"{head.CLIP_PRETRAINED}'s features and MODEL.SEM_SEG_HEAD.DECODER_GUIDANCE_DIMS"
     else:
-        expected = list(channels)
         source = f"{cfg.MODEL.BACKBONE.NAME}'s {', '.join(reversed(head.IN_FEATURES))}"
     given = [head.APPEARANCE_GUIDANCE_DIM, *(head.DECODER_GUIDANCE_DIMS or expected[1:])]
     given[0] = expected[0] if given[0] is None else given[0]

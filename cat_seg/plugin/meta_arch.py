@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_model, build_sem_seg_head
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cat_seg import model, saved
+from cat_seg import model, registry, saved
 from cat_seg.errors import CATSegError
 from cat_seg.inference import Inference, InferencePlan
 from cat_seg.model_config import ModelConfig
@@ -76,9 +77,7 @@ class CATSeg(model.CATSeg):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build backbone and head of a config."""
         config = model_config(cfg)
-        backbone = build_backbone(cfg) if config.guidance == "backbone" else None
-        shapes = backbone.output_shape() if backbone is not None else {}
-        names = tuple(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES) if backbone is not None else ()
+        backbone, shapes, names = _backbone(cfg, config)
         return {
             "config": config,
             "backbone": backbone,
@@ -182,6 +181,23 @@ class CATSeg(model.CATSeg):
                 result["aggregated_classes"] = maps.aggregated
             results.append(result)
         return results
+
+
+def _backbone(
+    cfg: CfgNode, config: ModelConfig
+) -> tuple[nn.Module | None, dict[str, ShapeSpec], tuple[str, ...]]:
+    """The guidance backbone, of detectron2 or of the config's parts, and its maps to be used."""
+    if config.guidance not in ("backbone", "both"):
+        return None, {}, ()
+    if registry.names(config.parts, "guidance"):
+        part = model.build_backbone(config)
+        found = {
+            name: ShapeSpec(channels=part.channels[name], stride=part.strides[name])
+            for name in part.out_features
+        }
+        return part, found, tuple(part.out_features)
+    backbone = build_backbone(cfg)
+    return backbone, backbone.output_shape(), tuple(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES)
 
 
 def load_model(config_file: str | Path, opts: Sequence[str] = (), device: str = "") -> model.CATSeg:

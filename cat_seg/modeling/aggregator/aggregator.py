@@ -379,8 +379,7 @@ class Aggregator(nn.Module):
                 f"{tuple(guide.shape[-2:])} positions; FEATURE_RESOLUTION asks for "
                 f"{self.grid} of both."
             )
-        features = rearrange(features, "B D H W -> B H W D").float()
-        features = _joined([F.normalize(features[..., some], dim=-1) for some, _ in self.parts])
+        features = self.unit_features(features)
         B = len(features)
         count = max_classes or self.max_classes
         select = 0 < count < len(text)
@@ -492,6 +491,11 @@ class Aggregator(nn.Module):
         text = text[..., : self.text_dim]
         means = [unit_length(t).mean(dim=1) for t in split(text, self.chunk(1, text.device))]
         return F.normalize(torch.cat(means), dim=-1)
+
+    def unit_features(self, features: Tensor) -> Tensor:
+        """(B, D, H, W) -> (B, H, W, D), those of each volume of unit length."""
+        features = rearrange(features, "B D H W -> B H W D").float()
+        return _joined([F.normalize(features[..., some], dim=-1) for some, _ in self.parts])
 
     def embed(self, features: Tensor, text: Tensor) -> Tensor:
         """Correlation and first convolution: (B, H, W, D), (T, P, D) -> (B, T, H, W, C)."""

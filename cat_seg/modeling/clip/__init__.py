@@ -9,12 +9,15 @@ from cat_seg.modeling.clip.build import (
     register_clip,
 )
 from cat_seg.modeling.clip.finetune import set_trainable, split_in_proj
+from cat_seg.modeling.clip.learned_context import LearnedContext
+from cat_seg.modeling.clip.low_rank import low_rank
 from cat_seg.modeling.clip.text import encode_text, tokenize
 from cat_seg.modeling.clip.vision import DenseFeatures, encode_dense, encode_dense_tokens
 
 __all__ = [
     "ClipSizes",
     "DenseFeatures",
+    "LearnedContext",
     "build_clip",
     "clip_normalization",
     "clip_sizes",
@@ -22,6 +25,7 @@ __all__ = [
     "encode_dense_tokens",
     "encode_text",
     "load_clip_weights",
+    "low_rank",
     "register_clip",
     "set_trainable",
     "split_in_proj",

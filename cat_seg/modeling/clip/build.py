@@ -174,7 +174,7 @@ def load_clip_weights(clip: open_clip.CLIP, source: str | Path) -> None:
         CATSegError: if there are no such weights, or they do not fit the model exactly.
     """
     file = _weight_file(str(source))
-    expected = clip.state_dict()
+    expected = {k: v for k, v in clip.state_dict().items() if "parametrizations." not in k}
     state = _clip_state(read_weights(file), expected, file)
     split = any(key.endswith("q_proj_weight") for key in expected)
     state = split_projections(state) if split else fuse_projections(state)
@@ -197,7 +197,7 @@ def load_clip_weights(clip: open_clip.CLIP, source: str | Path) -> None:
         check_weights(state, expected)
     except CATSegError as error:
         raise CATSegError(f"{file}: {error}") from error
-    clip.load_state_dict(state)
+    clip.load_state_dict(state, strict=False)  # what was added is not in the file
     logger.info("Loaded %d tensors of CLIP from %s", len(state), file)
 
 

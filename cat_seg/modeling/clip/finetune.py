@@ -22,6 +22,7 @@ _TRAINED = {
     "full": r"(?!logit_scale|logit_bias).*",
     # 2024's "full": whatever has "transformer" in its name.
     "transformers": r"(visual\.)?transformer\..*",
+    "low_rank": r".*\.low_rank_[ab]",  # what `cat_seg.modeling.clip.low_rank` adds
     "prompt": r"",  # learned prompt tokens only, which are not CLIP's
     "freeze": r"",
 }
@@ -32,24 +33,33 @@ def set_trainable(clip: nn.Module, mode: str, *, text: bool = True) -> None:
 
     Args:
         clip: for "attention_qv", one whose attention is split (`split_in_proj`).
-        mode: "attention", "attention_qv", "full", "transformers", "prompt" or "freeze" ("" means
-            the same).
+        mode: "attention", "attention_qv", "full", "transformers", "low_rank", "prompt" or "freeze"
+            ("" means the same); or "names:" and a regular expression, which whole names match.
         text: False keeps the text encoder frozen in every mode.
 
     Raises:
         CATSegError: if the mode is unknown or fits no parameter of this model.
     """
     mode = mode or "freeze"
-    if mode not in _TRAINED:
-        raise CATSegError(f"CLIP_FINETUNE is {mode!r}; expected one of {', '.join(_TRAINED)}.")
-    pattern = re.compile(_TRAINED[mode])
+    asked = mode.removeprefix("names:") if mode.startswith("names:") else _TRAINED.get(mode)
+    try:
+        if asked is None:
+            raise CATSegError("no such mode")
+        pattern = re.compile(asked)
+    except (CATSegError, re.error) as error:
+        raise CATSegError(
+            f"CLIP_FINETUNE is {mode!r} ({error}); expected one of {', '.join(_TRAINED)}, or "
+            "'names:' and a regular expression."
+        ) from error
     for name, parameter in clip.named_parameters():
+        name = re.sub(r"parametrizations\.(\w+)\.original$", r"\1", name)
         trained = pattern.fullmatch(name) is not None and (text or name.startswith("visual."))
         parameter.requires_grad_(trained)
-    if _TRAINED[mode] and not any(p.requires_grad for p in clip.parameters()):
+    if asked and not any(p.requires_grad for p in clip.parameters()):
         raise CATSegError(
             f"CLIP_FINETUNE {mode!r} fits no parameter of this CLIP; 'attention' needs an image "
-            "encoder of attention blocks, 'attention_qv' needs split attention weights (SPLIT_QKV)."
+            "encoder of attention blocks, 'attention_qv' needs split attention weights "
+            "(SPLIT_QKV), 'low_rank' a part {adapter: low_rank}."
         )
 
 

@@ -106,7 +106,7 @@ def encode_text(
     # Sorted, so that texts which begin alike are neighbours.
     texts, where = torch.unique(tokens.cpu(), dim=0, return_inverse=True)
     features = []
-    alike = _shares_beginnings(clip)
+    alike = shares_beginnings(clip)
     lengths = texts.argmax(dim=1) + 1 if alike else torch.full((len(texts),), texts.shape[1])
     for batch in _batches(texts, lengths, batch_tokens):
         if alike:
@@ -123,12 +123,12 @@ def encode_text(
 def text_traits(clip: open_clip.CLIP) -> list[object]:
     """What features of a text depend on besides weights; nothing where all is as in CLIP."""
     settings = getattr(clip, "tokenizer_settings", ("", ()))
-    if _shares_beginnings(clip) and not settings[0] and clip.context_length == _CONTEXT_LENGTH:
+    if shares_beginnings(clip) and not settings[0] and clip.context_length == _CONTEXT_LENGTH:
         return []
     return [clip.context_length, clip.text_pool_type, clip.attn_mask is not None, *settings]
 
 
-def _shares_beginnings(clip: open_clip.CLIP) -> bool:
+def shares_beginnings(clip: open_clip.CLIP) -> bool:
     """Whether texts that begin alike are alike up to there: causal attention, the end pooled."""
     return (
         clip.attn_mask is not None

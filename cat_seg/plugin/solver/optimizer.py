@@ -5,6 +5,8 @@ Which parameters train is decided by the model (`requires_grad`); here is only h
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         lr=solver.BASE_LR,
         backbone_multiplier=solver.BACKBONE_MULTIPLIER,
         clip_multiplier=solver.CLIP_MULTIPLIER,
+        factors=solver.LR_FACTORS,
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
@@ -60,8 +63,9 @@ def parameter_groups(
     weight_decay: float,
     weight_decay_norm: float,
     weight_decay_embed: float,
+    factors: Sequence[tuple[str, float]] = (),
 ) -> list[dict[str, Any]]:
-    """Give every trainable parameter its learning rate and weight decay.
+    """Give every trainable parameter its learning rate and weight decay; see SOLVER's keys.
 
     Returns:
         One group ("params", "lr", "weight_decay") a parameter, in the model's order.
@@ -78,6 +82,9 @@ def parameter_groups(
                 rate *= backbone_multiplier
             if "clip_model" in module_name:
                 rate *= clip_multiplier
+            for pattern, factor in factors:
+                if re.search(pattern, f"{module_name}.{name}"):
+                    rate *= factor
             if isinstance(module, _NORMS):
                 decay = weight_decay_norm
             elif isinstance(module, nn.Embedding):
