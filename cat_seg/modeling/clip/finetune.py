@@ -42,15 +42,15 @@ def set_trainable(clip: nn.Module, mode: str, *, text: bool = True) -> None:
     """
     mode = mode or "freeze"
     asked = mode.removeprefix("names:") if mode.startswith("names:") else _TRAINED.get(mode)
-    try:
-        if asked is None:
-            raise CATSegError("no such mode")
-        pattern = re.compile(asked)
-    except (CATSegError, re.error) as error:
+    if asked is None:
         raise CATSegError(
-            f"CLIP_FINETUNE is {mode!r} ({error}); expected one of {', '.join(_TRAINED)}, or "
-            "'names:' and a regular expression."
-        ) from error
+            f"CLIP_FINETUNE is {mode!r}; expected one of {', '.join(_TRAINED)}, or 'names:' and a "
+            "regular expression."
+        )
+    try:
+        pattern = re.compile(asked)
+    except re.error as error:
+        raise CATSegError(f"CLIP_FINETUNE {mode!r} is no regular expression: {error}.") from error
     for name, parameter in clip.named_parameters():
         name = re.sub(r"parametrizations\.(\w+)\.original$", r"\1", name)
         trained = pattern.fullmatch(name) is not None and (text or name.startswith("visual."))
