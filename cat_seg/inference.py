@@ -115,7 +115,6 @@ class Maps:
     """The probabilities of one image's classes, computed where they are asked for."""
 
     logits: Sequence[ClassLogits | StreamedLogits]  # of each crop
-    merged: Callable[[Tensor], Tensor]  # indices (n,) -> maps before the last resizing
     probabilities: Callable[[Tensor], Tensor]  # indices (n,) -> (n, H, W)
     merging: Merging
     num_classes: int
@@ -141,23 +140,34 @@ class Maps:
     def best(self) -> tuple[Tensor, Tensor]:
         """The best class of each pixel, (H, W) int64, and its probability, (H, W).
 
-        On a CPU only where a class can be it, see `Merging`; on a GPU, which merges all classes in
-        the time of a few launches, class by class, in chunks.
+        On a CPU, and where that pays, only where a class can be it, see `Merging`; on a GPU, which
+        merges all classes in the time of a few launches, class by class, in chunks.
         """
-        scores = torch.tensor(LEFT_OUT, device=self.device).sigmoid().repeat(*self.size)
-        labels = torch.zeros(self.size, dtype=torch.long, device=self.device)
-        if self.device.type == "cpu":
+        classes, cpu = self._classes(), self.device.type == "cpu"
+        if cpu and self.merging.pays(len(classes)):
+            labels, scores = self._blank()
             bytes_each = 4 * len(self.logits) * math.prod(self.logits[0].map_size)
-            chunks = self._classes().split(chunk_length(bytes_each, self.device))
-            self.merging.best(
-                chunks, lambda some: [c.of(some) for c in self.logits], self.merged, labels, scores
-            )
-            return labels, scores
+            chunks = classes.split(chunk_length(bytes_each, self.device))
+            logits = self.logits
+            if self.merging.best(chunks, lambda some: [c.of(some) for c in logits], labels, scores):
+                return labels, scores
+        labels, scores = self._blank()
         for chunk in self._chunks():
-            best, index = self.probabilities(chunk).max(dim=0)
-            labels = torch.where(best > scores, chunk[index], labels)
+            maps = self.probabilities(chunk)
+            if cpu:  # torch's maximum over the first dimension is slower
+                for index, one in zip(chunk.tolist(), maps, strict=True):
+                    labels.masked_fill_(one > scores, index)
+                    torch.maximum(scores, one, out=scores)
+                continue
+            best, at = maps.max(dim=0)
+            labels = torch.where(best > scores, chunk[at], labels)
             torch.maximum(scores, best, out=scores)
         return labels, scores
+
+    def _blank(self) -> tuple[Tensor, Tensor]:
+        """Labels and scores of pixels that no class has been entered in."""
+        scores = torch.tensor(LEFT_OUT, device=self.device).sigmoid().repeat(*self.size)
+        return torch.zeros(self.size, dtype=torch.long, device=self.device), scores
 
     def _classes(self) -> Tensor:
         """The classes that were aggregated for any crop, ascending."""
@@ -350,7 +360,7 @@ class Inference:
         else:
             merging = Merging.of_tiles(map_size, tiles, size)
         side = tiles.resolution if tiles else 0
-        return Maps(logits, merged, probabilities, merging, T, size, side, self.model.device)
+        return Maps(logits, probabilities, merging, T, size, side, self.model.device)
 
 
 def _check_finite(logits: Tensor) -> None:

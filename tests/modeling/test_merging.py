@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +12,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cat_seg.inference import Inference, Maps
+from cat_seg.modeling import merging
 from cat_seg.modeling.aggregator import ClassLogits
 from cat_seg.modeling.merging import Merging
 from cat_seg.modeling.sliding_window import TileGrid
 
 ROUNDING = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def _always(monkeypatch: pytest.MonkeyPatch):
+    """Merge by bounds, however small the case and however many candidates there are."""
+    for name, value in (
+        ("LEAST_PIXELS", 0),
+        ("PIXELS_A_LOGIT", 0),
+        ("SHARE", 9),
+        ("FIRST_SHARE", 9),
+    ):
+        monkeypatch.setattr(merging, name, value)
+
+
 KINDS = ("random", "smooth", "ties", "constant", "left out", "spikes", "low")
 
 
@@ -69,7 +83,7 @@ def random_case(case: int) -> Maps:
     seen = (64, 64)
     if tiles is None and rng.random() < 0.5:
         seen = (rng.randint(1, 64), rng.randint(1, 64))
-    size = (rng.randint(1, 90), rng.randint(1, 190))
+    size = (rng.randint(1, 60), rng.randint(1, 120))
     return maps_of(z.contiguous(), size, tiles, seen, classes, T)
 
 
@@ -86,16 +100,30 @@ def check(maps: Maps) -> None:
     assert torch.equal(labels[clear], first[clear])
 
 
-@pytest.mark.parametrize("start", range(0, 48, 16))
-def test_equals_all_maps(start: int):
-    for case in range(start, start + 16):
+def test_equals_all_maps():
+    for case in range(300):
         check(random_case(case))
 
 
 @pytest.mark.slow
 def test_equals_all_maps_in_a_thousand_cases():
-    for case in range(48, 1048):
+    for case in range(300, 1300):
         check(random_case(case))
+
+
+@pytest.mark.parametrize("tiles", [None, TileGrid(48, 0.333, 80)])
+def test_equals_all_maps_beyond_the_default_rule(
+    tiles: TileGrid | None, monkeypatch: pytest.MonkeyPatch
+):
+    """Where too many classes may win, all are merged, and nothing is left of the attempt."""
+    monkeypatch.undo()
+    monkeypatch.setattr(merging, "LEAST_PIXELS", 0)
+    torch.manual_seed(0)
+    z = torch.randn(tiles.count if tiles else 1, 40, 16, 16)
+    check(maps_of(z, (300, 400), tiles))
+    z[:, 7, :, :8] += 30  # and where few may, a rectangle each
+    z[:, 9, :, 8:] += 30
+    check(maps_of(z, (300, 400), tiles))
 
 
 def test_of_equal_classes_the_first_wins():
@@ -120,12 +148,13 @@ def test_bounds_hold_and_few_classes_are_merged():
             assert (cell.amin(1) >= low[:, y, x] - ROUNDING).all()
             assert (cell.amax(1) <= high[:, y, x] + ROUNDING).all()
     z[:, 2] += 30
+    asked: list[list[int]] = []
     found = maps_of(z, (300, 400), tiles)
-    asked = []
+    labels, scores = found._blank()
 
-    def merged(some: Tensor) -> Tensor:
+    def logits(some: Tensor) -> list[Tensor]:
         asked.append(some.tolist())
-        return found.merged(some)
+        return [crop.of(some) for crop in found.logits]
 
-    labels, _ = replace(found, merged=merged).best()
-    assert asked == [[2]] and (labels == 2).all()
+    assert found.merging.best(torch.arange(6).split(3), logits, labels, scores)
+    assert asked == [[0, 1, 2], [3, 4, 5], [2]] and (labels == 2).all()
