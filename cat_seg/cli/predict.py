@@ -20,6 +20,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
@@ -72,6 +73,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_word_options(parser)
     add_model_options(parser)
     parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR")
+    parser.add_argument(
+        "--memory",
+        type=int,
+        default=0,
+        metavar="MB",
+        help="stream a vocabulary that would take more; half of what is free if left out",
+    )
     parser.add_argument(
         "--original", action="store_true", help="put the picture beside its overlay"
     )
@@ -129,6 +137,8 @@ def predict(args: argparse.Namespace) -> int:
     if todo:
         with ledger, _warnings_above_the_bar():  # whether it can be written shows first
             model = load_model(args)
+            if args.memory:
+                model.plan = replace(model.plan, memory=args.memory * 1_000_000)
             report.photographs = model.card["photographs"]
             vocabulary = encode_words(model, words, background)
             for task in report.progress(todo):

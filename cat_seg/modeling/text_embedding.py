@@ -6,6 +6,9 @@ A cache file is named by everything that its content depends on: the text tower 
 activation and heads), the templates, the exact class names and the synonym rule. So a file is
 never stale, and files need no order among them; any may be deleted at any time. Those that were
 not used for longest are, when all of them take more than `_CACHE_BYTES`.
+
+A file is mapped into memory, and a long vocabulary is written to it while it is encoded: neither
+needs it whole in memory. What a killed process has written, the next one goes on with.
 """
 
 from __future__ import annotations
@@ -14,15 +17,18 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import open_clip
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -41,7 +47,7 @@ _LONG = 2000  # texts that take long enough for a progress bar
 _TOGETHER = 8192  # texts whose tokens and features are in memory at a time
 _CACHE_BYTES = 2 << 30  # on disk, of all vocabularies; 847 classes in 80 templates have 0.2 GB
 _FORMAT = "1"  # of cache files; part of their names
-_CACHE_FILE = re.compile(r"[0-9a-f]{32}\.safetensors")
+_CACHE_FILE = re.compile(r"[0-9a-f]{32}(\.part)?\.safetensors")
 
 
 def embed_text(
@@ -88,6 +94,17 @@ def embed_text(
     if features is not None:
         return features.to(device)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        if len(names) > _group(templates):
+            try:
+                with FileLock(path.with_suffix(".lock")):
+                    features = _read_cache(path)  # another process had the lock before
+                    if features is None:
+                        features = _stream_to_cache(path, clip, names, templates, batch_size)
+                if features is not None:
+                    return features.to(device)
+            except OSError as error:
+                _not_kept(path, error)
+                return _embed(clip, names, templates, batch_size, recompute=False)
         features = _embed(clip, names, templates, batch_size, recompute=False)
     _write_cache(path, features)
     return features
@@ -137,12 +154,30 @@ def _embed(
     recompute: bool,
 ) -> Tensor:
     """(T, P, D) of T lists of names, some classes at a time: little is needed beside the result."""
-    count = len(templates) * sum(len(of_class) for of_class in names)
-    hidden = None if count >= _LONG else True  # None: hidden where there is no terminal
-    together = max(1, _TOGETHER // len(templates))
-    with tqdm(total=count, desc="Encoding texts", unit="text", disable=hidden) as bar:
+    groups = _groups(clip, names, templates, batch_size, recompute)
+    return gather_chunks((group[None] for group in groups), len(names))[0]
 
-        def features_of(some: list[list[str]]) -> Tensor:
+
+def _group(templates: Sequence[str]) -> int:
+    """How many classes are encoded at a time."""
+    return max(1, _TOGETHER // len(templates))
+
+
+def _groups(
+    clip: open_clip.CLIP,
+    names: list[list[str]],
+    templates: Sequence[str],
+    batch_size: int,
+    recompute: bool = False,
+    start: int = 0,
+) -> Iterator[Tensor]:
+    """The features of the classes from `start` on, (n, P, D) of some classes at a time."""
+    count = len(templates) * sum(len(of_class) for of_class in names)
+    done = len(templates) * sum(len(of_class) for of_class in names[:start])
+    hidden = None if count >= _LONG else True  # None: hidden where there is no terminal
+    with tqdm(total=count, initial=done, desc="Encoding texts", unit="text", disable=hidden) as bar:
+        for first in range(start, len(names), _group(templates)):
+            some = names[first : first + _group(templates)]
             texts = [t.format(name) for of_class in some for name in of_class for t in templates]
             features = encode_text(
                 clip,
@@ -155,11 +190,81 @@ def _embed(
             owner = [i for i, of_class in enumerate(some) for _ in of_class]
             sums = features.new_zeros(len(some), *features.shape[1:])
             sums = sums.index_add(0, torch.tensor(owner, device=sums.device), features)
-            return F.normalize(sums, dim=-1)  # a sum and a mean point the same way
+            yield F.normalize(sums, dim=-1)  # a sum and a mean point the same way
 
-        starts = range(0, len(names), together)
-        groups = (features_of(names[i : i + together])[None] for i in starts)
-        return gather_chunks(groups, len(names))[0]
+
+def _stream_to_cache(
+    path: Path,
+    clip: open_clip.CLIP,
+    names: list[list[str]],
+    templates: Sequence[str],
+    batch_size: int,
+) -> Tensor | None:
+    """Encode into a cache file, from where a process before left off; None if it was damaged.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    part = path.with_suffix(".part.safetensors")
+    part.touch()
+    with part.open("r+b") as file:
+        done, start = _resumed(file, len(names), len(templates))
+        if done:
+            logger.info("Going on with text features of %d classes in %s", done, part)
+        for group in _groups(clip, names, templates, batch_size, start=done):
+            if not start:
+                start = file.write(_header((len(names), *group.shape[1:])))
+            file.write(_bytes(group.float()))
+            file.flush()
+        file.seek(start)
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        shape = (
+            len(names),
+            len(templates),
+            (file.tell() - start) // 4 // len(names) // len(templates),
+        )
+        file.seek(0)
+        file.write(_header(shape, digest.hexdigest()))
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    _prune(path)
+    return _read_cache(path)
+
+
+def _header(shape: Sequence[int], digest: str = "0" * 64) -> bytes:
+    """The beginning of a safetensors file of float32 features; as long whatever the digest."""
+    end = 4 * math.prod(shape)
+    told = {
+        "__metadata__": {"sha256": digest},
+        "features": {"dtype": "F32", "shape": list(shape), "data_offsets": [0, end]},
+    }
+    text = json.dumps(told).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _resumed(file: BinaryIO, T: int, P: int) -> tuple[int, int]:
+    """How many classes an unfinished file holds, and where they begin; what else it holds is cut.
+
+    Where its beginning is not `_header`, nothing is kept: (0, 0).
+    """
+    beginning, size = file.read(4096), file.seek(0, os.SEEK_END)
+    start = 8 + int.from_bytes(beginning[:8], "little")
+    kept = 0
+    try:
+        D = json.loads(beginning[8:start])["features"]["shape"][2]
+        if beginning[:start] == _header((T, P, D)):
+            kept = (size - start) // (4 * P * D)
+    except (ValueError, KeyError, IndexError, TypeError):
+        pass
+    if not kept:
+        start = 0
+    file.truncate(start + kept * 4 * P * D if kept else 0)
+    file.seek(0, os.SEEK_END)
+    return kept, start
 
 
 def _cache_key(clip: open_clip.CLIP, names: list[list[str]], templates: Sequence[str]) -> str:
@@ -202,7 +307,11 @@ def _write_cache(path: Path, features: Tensor) -> None:
             save_file({"features": features}, part, metadata)
         _prune(path)
     except (OSError, SafetensorError) as error:
-        logger.warning("Text features are not kept for next time: %s (%s)", path, error)
+        _not_kept(path, error)
+
+
+def _not_kept(path: Path, error: Exception) -> None:
+    logger.warning("Text features are not kept for next time: %s (%s)", path, error)
 
 
 def _prune(newest: Path) -> None:

@@ -206,6 +206,9 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     cfg.TEST.CUDA_GRAPHS = False
     # Keep the volume of a crop in half precision between the layers. Changes few labels.
     cfg.TEST.HALF_VOLUME = False
+    # Megabytes that may be kept of what grows with the vocabulary (volume and logits); 0 is half of
+    # what is free. Where it does not suffice, classes are streamed: slower, and equal to rounding.
+    cfg.TEST.MEMORY = 0
     # Return each pixel's class and its probability instead of every class's probability.
     cfg.TEST.LABELS_ONLY = False
     # Pooling before class aggregation in inference; None for the POOLING_SIZES of the head. The
@@ -317,6 +320,7 @@ def inference_plan(cfg: CfgNode) -> InferencePlan:
         int8_encoders=cfg.TEST.INT8_ENCODERS,
         compiled=cfg.TEST.COMPILE,
         cuda_graphs=cfg.TEST.CUDA_GRAPHS,
+        memory=cfg.TEST.MEMORY * 1_000_000,
     )
 
 

@@ -17,6 +17,7 @@ from cat_seg.cli.main import main
 from cat_seg.cli.predict import _pictures
 from cat_seg.errors import CATSegError
 from cat_seg.images import read
+from cat_seg.inference import InferencePlan
 from cat_seg.segmentation import Segmentation
 from cat_seg.vocabulary import Vocabulary
 
@@ -342,6 +343,12 @@ def test_json_is_a_line_a_picture(model, photos, capsys):
     assert predict("photos", "--json") == 1
     again = {line["image"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
     assert again == lines
+
+
+def test_memory_may_be_bounded(model, photos):
+    model.plan = InferencePlan()
+    assert predict("photos/a.png", "--memory", "2000") == 0
+    assert model.plan.memory == 2_000_000_000
 
 
 def test_the_original_stands_beside(model, photos):

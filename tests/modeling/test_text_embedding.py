@@ -1,7 +1,9 @@
 """Vocabularies, templates, text embeddings and their cache."""
 
 import logging
+import multiprocessing
 import os
+import signal
 
 import open_clip
 import pytest
@@ -207,6 +209,58 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     assert default_cache_dir() == tmp_path / "text"
     monkeypatch.delenv("CAT_SEG_CACHE")
     assert str(default_cache_dir()) == os.path.expanduser("~/.cache/cat_seg/text")
+
+
+def _killed_in_the_third_group(clip, names, folder):
+    calls = []
+    encode_text = text_embedding.encode_text
+
+    def until(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode_text(*args, **kwargs)
+
+    text_embedding.encode_text = until
+    embed_text(clip, names, TEMPLATES, synonyms="mean", cache_dir=folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("torn", [b"", b"half a class"])
+def test_a_killed_process_is_gone_on_with(tmp_path, monkeypatch, encoded, torn):
+    monkeypatch.setattr(text_embedding, "_TOGETHER", 2 * len(TEMPLATES))
+    clip, names = tiny_clip(), [f"thing {i}, object {i}" for i in range(9)]
+    with torch.no_grad():
+        expected = embed_text(clip, names, TEMPLATES, synonyms="mean")
+    process = multiprocessing.get_context("fork").Process(
+        target=_killed_in_the_third_group, args=(clip, names, tmp_path)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    (part,) = tmp_path.glob("*.part.safetensors")
+    with part.open("ab") as file:
+        file.write(torn)
+    encoded.clear()
+    actual = embed_text(clip, names, TEMPLATES, synonyms="mean", cache_dir=tmp_path)
+    assert sum(encoded) == 2 * len(TEMPLATES) * 5  # of nine classes, four were there
+    torch.testing.assert_close(actual, expected)
+    again = embed_text(clip, names, TEMPLATES, synonyms="mean", cache_dir=tmp_path)
+    assert torch.equal(again, actual) and not part.exists()
+    assert sum(encoded) == 2 * len(TEMPLATES) * 5
+
+
+def test_a_part_that_is_none_is_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_embedding, "_TOGETHER", len(TEMPLATES))
+    clip = tiny_clip()
+    with torch.no_grad():
+        expected = embed_text(clip, NAMES, TEMPLATES, synonyms="mean")
+    embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path)
+    (whole,) = tmp_path.glob("*.safetensors")
+    whole.rename(whole.with_suffix(".part.safetensors"))
+    whole.with_suffix(".part.safetensors").write_bytes(b"\xff" * 5000)
+    actual = embed_text(clip, NAMES, TEMPLATES, synonyms="mean", cache_dir=tmp_path)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_autocast_does_not_reach_the_cache(tmp_path):
