@@ -32,6 +32,9 @@ LEAST_PIXELS, PIXELS_A_LOGIT = 12_000_000, 16
 # Beyond it merging everything, in large pieces, is faster.
 FIRST_SHARE, SHARE = 1 / 6, 1 / 2
 
+# Pixels that are computed at a time: no array is as large as a large picture.
+PIECE = 1 << 19
+
 Span = tuple[int, int]  # first and last position
 
 
@@ -308,12 +311,15 @@ class Merging:
         across = slice(self.columns.places[left].start, self.columns.places[right].stop)
         if down.start == down.stop or across.start == across.stop:
             return  # the picture is smaller than the map, or it is padding
-        here, there = self._scores(crops, down, across), scores[down, across]
-        names = labels[down, across]
-        # Of equals the first, in whatever order they come.
-        better = (here > there).logical_or_((here == there).logical_and_(names > index))
-        names.masked_fill_(better, index)
-        torch.maximum(there, here, out=there)
+        height = max(1, PIECE // (across.stop - across.start))
+        for start in range(down.start, down.stop, height):
+            piece = slice(start, min(start + height, down.stop))
+            here, there = self._scores(crops, piece, across), scores[piece, across]
+            names = labels[piece, across]
+            # Of equals the first, in whatever order they come.
+            better = (here > there).logical_or_((here == there).logical_and_(names > index))
+            names.masked_fill_(better, index)
+            torch.maximum(there, here, out=there)
 
     def _scores(self, crops: Sequence[Tensor], down: slice, across: slice) -> Tensor:
         """A rectangle of the picture, of one class's crops (h, w)."""
