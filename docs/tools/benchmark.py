@@ -306,7 +306,11 @@ def set_classes(model: CATSeg, classes: int) -> Tensor:
     text = F.normalize(text, dim=-1).to(model.device)
     names = tuple(f"class {i}" for i in range(classes))
     model.head.train_names = model.head.test_names = names
-    model.head.text_features = lambda: text  # type: ignore[method-assign]
+
+    def features(chosen: Tensor | None = None) -> Tensor:
+        return text if chosen is None else text[chosen.to(text.device)]
+
+    model.head.text_features = features  # type: ignore[method-assign]
     return text
 
 
