@@ -37,7 +37,7 @@ class TrainingStream(IterableDataset):
 
     The order depends on the seed alone, so a stream with the same seed and the position after the
     last sample goes on as if it had never stopped. An entry that cannot be made into a sample is
-    named in the log, counted and left out.
+    named in the log and counted; another, which seed and position choose, takes its place.
     """
 
     def __init__(
@@ -90,9 +90,22 @@ class TrainingStream(IterableDataset):
             turn = (position - self.start) // self.batch_size
             if worker is not None and turn % worker.num_workers != worker.id:
                 continue
+            yield self._sample_at(position, index) | {"position": position}
+
+    def _sample_at(self, position: int, index: int) -> Sample:
+        """Make the sample of a position: of an entry, or of others where it is bad.
+
+        Every position has a sample, so that batches begin where they would without bad entries,
+        with any number of workers, and a resumed stream leaves none out.
+        """
+        place = (self.seed * 1_000_003 + position) * 1_000_003 + index
+        others = torch.Generator().manual_seed(place % 2**63)
+        while not self.bad.all():
             sample = None if self.bad[index] else self._sample(index)
             if sample is not None:
-                yield sample | {"position": position}
+                return sample
+            index = int(torch.randint(len(self.entries), (), generator=others))
+        raise TooManyBadImages(f"none of the {len(self.bad)} training images can be used.")
 
     def _sample(self, index: int) -> Sample | None:
         try:

@@ -88,8 +88,11 @@ def _processes_of_ours() -> Iterator[None]:
     came: list[int] = []
 
     def pass_on(number: int, _: object) -> None:
+        children = multiprocessing.active_children()
+        if not children:  # none has been started yet, and none would hear of it later
+            raise SystemExit(128 + number)
         came.append(number)
-        for child in multiprocessing.active_children():
+        for child in children:
             if child.pid:
                 os.kill(child.pid, number)
 
@@ -123,16 +126,18 @@ def find_context(environment: Mapping[str, str]) -> DistributedContext | None:
         The context; None if neither has started several processes.
 
     Raises:
-        CATSegError: if the variables contradict each other.
+        CATSegError: if the variables contradict each other, or are no numbers.
     """
     if "LOCAL_RANK" in environment and "WORLD_SIZE" in environment:
+        world_size = _number(environment, "WORLD_SIZE", 1)
+        local = "LOCAL_WORLD_SIZE" if environment.get("LOCAL_WORLD_SIZE") else "WORLD_SIZE"
         return DistributedContext(
-            rank=int(environment["RANK"]),
-            world_size=int(environment["WORLD_SIZE"]),
-            local_rank=int(environment["LOCAL_RANK"]),
-            local_size=int(environment.get("LOCAL_WORLD_SIZE") or environment["WORLD_SIZE"]),
+            rank=_number(environment, "RANK", 0, world_size - 1),
+            world_size=world_size,
+            local_rank=_number(environment, "LOCAL_RANK", 0, world_size - 1),
+            local_size=_number(environment, local, 1, world_size),
             address=environment.get("MASTER_ADDR", "127.0.0.1"),
-            port=int(environment.get("MASTER_PORT", "29500")),
+            port=_number({"MASTER_PORT": "29500"} | dict(environment), "MASTER_PORT", 0, 65535),
         )
     # Within `srun` the numbers of the step hold; the job's may be larger.
     tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
@@ -157,6 +162,24 @@ def find_context(environment: Mapping[str, str]) -> DistributedContext | None:
         address=environment.get("MASTER_ADDR") or first_host(hosts) or "127.0.0.1",
         port=int(environment.get("MASTER_PORT") or 20000 + job % 20000),
     )
+
+
+def _number(environment: Mapping[str, str], name: str, least: int, most: int | None = None) -> int:
+    """Read a whole number from a variable of the environment.
+
+    Raises:
+        CATSegError: if it is missing, no number, or outside `least` to `most`.
+    """
+    text = environment.get(name)
+    fits = text is not None and text.strip().isascii() and text.strip().isdigit()
+    if text is None or not fits or int(text) < least or (most is not None and int(text) > most):
+        wanted = f"from {least} to {most}" if most is not None else f"of at least {least}"
+        came = "missing" if text is None else repr(text)
+        raise CATSegError(
+            f"The environment variable {name} is {came}; expected a whole number {wanted}. Start "
+            "with torchrun, or unset LOCAL_RANK and WORLD_SIZE for one process."
+        )
+    return int(text)
 
 
 def first_host(hosts: str) -> str:

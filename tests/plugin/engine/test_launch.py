@@ -12,6 +12,7 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
+from cat_seg.errors import CATSegError
 from cat_seg.plugin.engine import Trainer
 from cat_seg.plugin.engine.launch import DistributedContext, find_context, first_host, launch
 from tests.plugin.engine.toy import register_toy_data, toy_config
@@ -193,6 +194,26 @@ def test_contexts() -> None:
     assert find_context(step) is None
     with pytest.raises(ValueError, match="8 tasks on 3 nodes"):
         find_context(big | {"SLURM_NNODES": "3"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORLD_SIZE", "abc"),
+        ("WORLD_SIZE", "0"),
+        ("RANK", None),
+        ("RANK", "2"),
+        ("RANK", "-1"),
+        ("LOCAL_RANK", ""),
+        ("LOCAL_WORLD_SIZE", "3"),
+        ("MASTER_PORT", "70000"),
+    ],
+)
+def test_impossible_variables_are_named(name: str, value: str | None) -> None:
+    environment = torchrun_environment(1, "5")
+    environment.pop(name, None)
+    with pytest.raises(CATSegError, match=f"variable {name} is "):
+        find_context(environment if value is None else environment | {name: value})
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,25 @@ def test_bad_images_are_named_and_skipped_up_to_a_limit(
         train(toy_config(tmp_path, "SOLVER.MAX_BAD_IMAGES", 1))
 
 
+def test_after_a_bad_image_workers_resume_with_the_same_samples(
+    entries: list[dict[str, str]], tmp_path: Path
+) -> None:
+    Path(entries[2]["file_name"]).write_bytes(b"damaged")
+    opts = ("SOLVER.MAX_BAD_IMAGES", 1, "DATALOADER.NUM_WORKERS", 2, "SOLVER.IMS_PER_BATCH", 2)
+
+    def read(start: int, batches: int) -> list[tuple[int, str]]:
+        loader = Trainer.build_train_loader(toy_config(tmp_path, *opts))
+        loader.dataset.seek(loader.dataset.seed, start)
+        read = [
+            sample for _, batch in zip(range(batches), loader, strict=False) for sample in batch
+        ]
+        return [(sample["position"], sample["file_name"]) for sample in read]
+
+    whole = read(0, 9)
+    assert [position for position, _ in whole] == list(range(18))
+    assert read(6, 6) == whole[6:]  # a batch later, the workers' turns are the other way round
+
+
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
