@@ -129,57 +129,71 @@ def find_context(environment: Mapping[str, str]) -> DistributedContext | None:
         CATSegError: if the variables contradict each other, or are no numbers.
     """
     if "LOCAL_RANK" in environment and "WORLD_SIZE" in environment:
-        world_size = _number(environment, "WORLD_SIZE", 1)
-        local = "LOCAL_WORLD_SIZE" if environment.get("LOCAL_WORLD_SIZE") else "WORLD_SIZE"
+        world_size = _number(environment, "WORLD_SIZE", at_least=1)
+        last = world_size - 1
         return DistributedContext(
-            rank=_number(environment, "RANK", 0, world_size - 1),
+            rank=_number(environment, "RANK", at_most=last),
             world_size=world_size,
-            local_rank=_number(environment, "LOCAL_RANK", 0, world_size - 1),
-            local_size=_number(environment, local, 1, world_size),
+            local_rank=_number(environment, "LOCAL_RANK", at_most=last),
+            local_size=_number(
+                environment, "LOCAL_WORLD_SIZE", at_least=1, at_most=world_size, default=world_size
+            ),
             address=environment.get("MASTER_ADDR", "127.0.0.1"),
-            port=_number({"MASTER_PORT": "29500"} | dict(environment), "MASTER_PORT", 0, 65535),
+            port=_number(environment, "MASTER_PORT", at_most=65535, default=29500),
         )
     # Within `srun` the numbers of the step hold; the job's may be larger.
-    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
-    world_size = int(tasks)
-    if "SLURM_PROCID" not in environment or world_size == 1:
+    if "SLURM_PROCID" not in environment:
         return None
-    machines = int(environment.get("SLURM_STEP_NUM_NODES") or environment.get("SLURM_NNODES", "1"))
+    tasks = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+    world_size = _number(environment, *tasks, at_least=1, default=1)
+    if world_size == 1:
+        return None
+    nodes = ("SLURM_STEP_NUM_NODES", "SLURM_NNODES")
+    machines = _number(environment, *nodes, at_least=1, default=1)
+    local_size = world_size // machines
     if world_size % machines:
         raise CATSegError(
             f"SLURM runs {world_size} tasks on {machines} nodes; expected as many on each "
             "(--ntasks-per-node)."
         )
     hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", "")
-    job = int(
-        environment.get("SLURM_JOB_ID", "0")
-    )  # jobs that share a machine need ports of their own
+    # Jobs that share a machine need ports of their own.
+    port = 20000 + _number(environment, "SLURM_JOB_ID", default=0) % 20000
     return DistributedContext(
-        rank=int(environment["SLURM_PROCID"]),
+        rank=_number(environment, "SLURM_PROCID", at_most=world_size - 1),
         world_size=world_size,
-        local_rank=int(environment.get("SLURM_LOCALID", "0")),
-        local_size=world_size // machines,
+        local_rank=_number(environment, "SLURM_LOCALID", at_most=local_size - 1, default=0),
+        local_size=local_size,
         address=environment.get("MASTER_ADDR") or first_host(hosts) or "127.0.0.1",
-        port=int(environment.get("MASTER_PORT") or 20000 + job % 20000),
+        port=_number(environment, "MASTER_PORT", at_most=65535, default=port),
     )
 
 
-def _number(environment: Mapping[str, str], name: str, least: int, most: int | None = None) -> int:
-    """Read a whole number from a variable of the environment.
+def _number(
+    environment: Mapping[str, str],
+    *names: str,
+    at_least: int = 0,
+    at_most: int | None = None,
+    default: int | None = None,
+) -> int:
+    """Read a whole number from the first of some variables that is set and not empty.
 
     Raises:
-        CATSegError: if it is missing, no number, or outside `least` to `most`.
+        CATSegError: if it is no number, out of bounds, or missing without a default.
     """
-    text = environment.get(name)
-    fits = text is not None and text.strip().isascii() and text.strip().isdigit()
-    if text is None or not fits or int(text) < least or (most is not None and int(text) > most):
-        wanted = f"from {least} to {most}" if most is not None else f"of at least {least}"
-        came = "missing" if text is None else repr(text)
-        raise CATSegError(
-            f"The environment variable {name} is {came}; expected a whole number {wanted}. Start "
-            "with torchrun, or unset LOCAL_RANK and WORLD_SIZE for one process."
-        )
-    return int(text)
+    name = next((name for name in names if environment.get(name)), names[-1])
+    text = environment.get(name, "")
+    if not text and default is not None:
+        return default
+    if re.fullmatch("[0-9]{1,18}", text) and at_least <= int(text):
+        if at_most is None or int(text) <= at_most:
+            return int(text)
+    bounds = f"of at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+    raise CATSegError(
+        f"The environment variable {name} is {repr(text[:20]) if text else 'not set'}; expected a whole "
+        f"number {bounds}, as torchrun and srun set it. Without either, unset "
+        f"{'SLURM_PROCID' if name.startswith('SLURM') else 'LOCAL_RANK'}."
+    )
 
 
 def first_host(hosts: str) -> str:

@@ -192,6 +192,8 @@ def test_contexts() -> None:
     assert find_context(big) == DistributedContext(5, 8, 1, 4, "gpu03", 20007)
     step = big | {"SLURM_STEP_NUM_TASKS": "1"}  # a single task of a larger job
     assert find_context(step) is None
+    with pytest.raises(CATSegError, match="variable SLURM_NTASKS is 'x'; expected a whole number"):
+        find_context(big | {"SLURM_NTASKS": "x"})
     with pytest.raises(ValueError, match="8 tasks on 3 nodes"):
         find_context(big | {"SLURM_NNODES": "3"})
 
@@ -205,6 +207,7 @@ def test_contexts() -> None:
         ("RANK", "2"),
         ("RANK", "-1"),
         ("LOCAL_RANK", ""),
+        ("LOCAL_RANK", "1" * 5000),
         ("LOCAL_WORLD_SIZE", "3"),
         ("MASTER_PORT", "70000"),
     ],
