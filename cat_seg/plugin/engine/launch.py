@@ -189,10 +189,11 @@ def _number(
         if at_most is None or int(text) <= at_most:
             return int(text)
     bounds = f"of at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+    came = repr(text[:20]) if text else "not set"
+    scheduler, mark = ("srun", "SLURM_PROCID") if "SLURM" in name else ("torchrun", "LOCAL_RANK")
     raise CATSegError(
-        f"The environment variable {name} is {repr(text[:20]) if text else 'not set'}; expected a whole "
-        f"number {bounds}, as torchrun and srun set it. Without either, unset "
-        f"{'SLURM_PROCID' if name.startswith('SLURM') else 'LOCAL_RANK'}."
+        f"The environment variable {name} is {came}; expected a whole number {bounds}, as "
+        f"{scheduler} sets it. To start one process without it, unset {mark}."
     )
 
 
