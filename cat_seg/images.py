@@ -7,6 +7,7 @@ import glob
 import io
 import logging
 import os
+import re
 import stat
 import struct
 import threading
@@ -30,7 +31,7 @@ SUFFIXES = frozenset(
     ".avif .bmp .gif .heic .heif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff "
     ".webp".split()
 )
-MAX_PIXELS = 200_000_000
+MAX_PIXELS = 200_000_000  # a phone's largest photograph; CAT_SEG_MAX_PIXELS sets another limit
 
 # Pillow's names of formats, those that are told by their first bytes first. EPS and the like are
 # programs for other programs, and not among them.
@@ -48,9 +49,7 @@ _EXPECTED = (
 )
 
 
-def read(
-    picture: Any, *, allow_url: bool = False, max_pixels: int | None = MAX_PIXELS
-) -> np.ndarray:
+def read(picture: Any, *, allow_url: bool = False, max_pixels: int | None = None) -> np.ndarray:
     """Read a picture of any usual kind the way it is meant to be seen.
 
     Files, bytes and PIL images: the EXIF orientation is applied. Grey, palette and CMYK images
@@ -67,8 +66,9 @@ def read(
             a NumPy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a torch tensor (H, W) or
             (1, 3 or 4, H, W); RGB.
         allow_url: whether a string may be an address that is fetched.
-        max_pixels: what has more is refused before it is decoded; None for no limit. Arrays are
-            there already, and have none.
+        max_pixels: what has more is refused before it is decoded; 0 for no limit. None takes the
+            environment variable CAT_SEG_MAX_PIXELS, else 200 million. Arrays are there already, and
+            have none.
 
     Returns:
         (H, W, 3) uint8, RGB; never a view of what came.
@@ -87,7 +87,7 @@ def read(
     if isinstance(picture, bytes | bytearray | memoryview):
         return _decode(io.BytesIO(picture), "The picture (bytes)", max_pixels)
     if isinstance(picture, Image.Image):
-        _check_size(picture, "The picture (a PIL image)", max_pixels)
+        check_size(picture.size, "The picture (a PIL image)", max_pixels)
         return _convert(picture)
     if isinstance(picture, torch.Tensor):
         return _from_array(_channels_last(picture), f"a tensor {tuple(picture.shape)}")
@@ -96,7 +96,7 @@ def read(
     raise CATSegError(f"The picture is {_describe(picture)}; {_EXPECTED}.")
 
 
-def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> np.ndarray:
     """Read an image file, see `read`.
 
     Returns:
@@ -111,7 +111,7 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIX
 
 @contextlib.contextmanager
 def open_image(
-    path: str | os.PathLike[str] | bytes, *, max_pixels: int | None = MAX_PIXELS
+    path: str | os.PathLike[str] | bytes, *, max_pixels: int | None = None
 ) -> Iterator[Image.Image]:
     """Open an image file, or the bytes of one, of which nothing is decoded yet.
 
@@ -251,10 +251,12 @@ def _decode(file: BinaryIO, name: str, max_pixels: int | None) -> np.ndarray:
 def _opened(file: BinaryIO, name: str, max_pixels: int | None) -> Iterator[Image.Image]:
     try:
         with _whole_files(), _open(file, name) as image:
-            _check_size(image, name, max_pixels)
+            check_size(image.size, name, max_pixels)
             yield image
     except CATSegError:
         raise
+    except MemoryError as error:
+        raise CATSegError(f"{name} needs more memory than there is; scale it down.") from error
     # Pillow's decoders report damage by whatever exception they run into.
     except Exception as error:
         raise CATSegError(f"{name} cannot be read, it may be damaged: {error}") from error
@@ -308,15 +310,31 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
     raise CATSegError(f"{name} is not an image in a format that is read; expected JPEG, PNG, TIFF.")
 
 
-def _check_size(image: Image.Image, name: str, max_pixels: int | None) -> None:
-    width, height = image.size
+def check_size(size: tuple[int, int], name: str, max_pixels: int | None = None) -> None:
+    """Check the size of a picture before it is decoded; `max_pixels` as for `read`.
+
+    Raises:
+        CATSegError: if it has no pixels, or too many.
+    """
+    width, height = size
     if width * height == 0:
         raise CATSegError(f"{name} has no pixels ({width} x {height}); expected at least one.")
-    if max_pixels is not None and width * height > max_pixels:
+    limit = _limit() if max_pixels is None else max_pixels
+    if 0 < limit < width * height:
         raise CATSegError(
-            f"{name} is too large: {width} x {height} pixels, at most {max_pixels} are read. Scale "
-            "it down, or raise max_pixels."
+            f"{name} is too large: {width} x {height} pixels, at most {limit} are read. Scale it "
+            "down, or set max_pixels, or the environment variable CAT_SEG_MAX_PIXELS (0: no limit)."
         )
+
+
+def _limit() -> int:
+    text = os.environ.get("CAT_SEG_MAX_PIXELS") or str(MAX_PIXELS)
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise CATSegError(
+            f"The environment variable CAT_SEG_MAX_PIXELS is {text[:20]!r}; expected a number of "
+            "pixels, or 0 for no limit."
+        )
+    return int(text)
 
 
 def _convert(image: Image.Image) -> np.ndarray:

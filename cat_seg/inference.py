@@ -121,6 +121,7 @@ class Maps:
     size: tuple[int, int]  # H, W
     side: int  # of the merged map of a sliding window, in pixels; 0 without
     device: torch.device
+    divisor: int = 1  # of chunks, where memory ran out
 
     @property
     def aggregated(self) -> list[Tensor] | None:
@@ -147,7 +148,8 @@ class Maps:
         if cpu and self.merging.pays(len(classes)):
             labels, scores = self._blank()
             bytes_each = 4 * len(self.logits) * math.prod(self.logits[0].map_size)
-            chunks = classes.split(chunk_length(bytes_each, self.device))
+            with smaller_chunks(self.divisor):
+                chunks = classes.split(chunk_length(bytes_each, self.device))
             logits = self.logits
             if self.merging.best(chunks, lambda some: [c.of(some) for c in logits], labels, scores):
                 return labels, scores
@@ -178,7 +180,8 @@ class Maps:
     def _chunks(self) -> Sequence[Tensor]:
         merged = 1 if fused.merge_applies(torch.empty(0, device=self.device)) else len(self.logits)
         pixels = max(self.size[0] * self.size[1], merged * self.side**2)
-        return self._classes().split(chunk_length(4 * pixels, self.device))
+        with smaller_chunks(self.divisor):
+            return self._classes().split(chunk_length(4 * pixels, self.device))
 
 
 class Inference:
@@ -239,17 +242,21 @@ class Inference:
         """Go on with fewer crops, or smaller chunks, after memory ran out.
 
         Raises:
-            RuntimeError: `error`, if it is another, or nothing can be made smaller.
+            RuntimeError: `error`, if it is another.
+            CATSegError: if nothing can be made smaller.
         """
         device = self.model.device
-        if "out of memory" not in str(error).lower():
+        if not _ran_out(error):
             raise error
         if self.crop_batch != 1:
             self.crop_batch = 1
         elif may_be_smaller(self._divisor, device):
             self._divisor *= 2
         else:
-            raise error
+            raise CATSegError(
+                f"The memory of {device} does not suffice ({str(error).strip().splitlines()[0]}); "
+                "take a smaller picture, fewer words or another device."
+            ) from error
         logger.warning("Out of memory on %s; going on with smaller chunks.", device)
         for function in (self._encode_crops, self._aggregate):
             if isinstance(function, CapturedFunction):
@@ -360,7 +367,14 @@ class Inference:
         else:
             merging = Merging.of_tiles(map_size, tiles, size)
         side = tiles.resolution if tiles else 0
-        return Maps(logits, probabilities, merging, T, size, side, self.model.device)
+        device, divisor = self.model.device, self._divisor
+        return Maps(logits, probabilities, merging, T, size, side, device, divisor)
+
+
+def _ran_out(error: RuntimeError) -> bool:
+    """Whether it says that memory ran out, of a card or of a CPU (as Linux or Windows has it)."""
+    text = str(error).lower()
+    return any(x in text for x in ("out of memory", "can't allocate memory", "not enough memory"))
 
 
 def _check_finite(logits: Tensor) -> None:

@@ -372,13 +372,14 @@ class CATSeg(nn.Module):
             pixels, encoded = images.read(picture), None
             path = str(picture) if isinstance(picture, str | Path) else None
         size = (pixels.shape[0], pixels.shape[1])
+        if encoded is not None:
+            inference = Inference(self, encoded.plan.selecting_as(inference.plan))
         while True:
             try:
                 if encoded is None:
                     maps = inference([_resized(pixels, self.config)], text, [size])[0]
                 else:
-                    follow = Inference(self, encoded.plan.selecting_as(inference.plan))
-                    maps = follow.decode(encoded, text, size)
+                    maps = inference.decode(encoded, text, size)
                 best, scores = maps.best()
                 break
             except RuntimeError as error:

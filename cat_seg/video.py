@@ -201,11 +201,7 @@ class _Decoded(Video):
                 continue
             for frame in self._decode(packet):
                 size = size or (frame.width, frame.height)
-                if frame.width * frame.height > images.MAX_PIXELS:
-                    raise CATSegError(
-                        f"{self.name}: a frame has {frame.width} x {frame.height} pixels; at most "
-                        f"{images.MAX_PIXELS} are read."
-                    )
+                images.check_size((frame.width, frame.height), f"{self.name}: a frame")
                 pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
                 turns = round(getattr(frame, "rotation", 0) / 90)
                 last = max(last + 1, frame.pts if frame.pts is not None else last + 1)

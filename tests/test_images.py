@@ -14,6 +14,7 @@ from PIL import Image, ImageFile
 
 from cat_seg.errors import CATSegError
 from cat_seg.images import MAX_PIXELS, find_images, find_inputs, read, read_image
+from cat_seg.label_maps import read_label_map
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -138,12 +139,22 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch
     path = tmp_path / "large.png"
     Image.new("L", (20, 20)).save(path)
     assert read(path).shape == (20, 20, 3)
-    assert read(path, max_pixels=400).shape == read(path, max_pixels=None).shape == (20, 20, 3)
-    path.write_bytes(path.read_bytes()[:60])  # decoding it would fail otherwise
+    assert read(path, max_pixels=400).shape == read(path, max_pixels=0).shape == (20, 20, 3)
+    path.write_bytes(path.read_bytes()[:48])  # decoding it would fail otherwise
     with pytest.raises(CATSegError, match=r"large\.png is too large: 20 x 20"):
         read(path, max_pixels=399)
     with pytest.raises(CATSegError, match="max_pixels"):
         read(Image.new("L", (20, 20)), max_pixels=399)
+    monkeypatch.setenv("CAT_SEG_MAX_PIXELS", "399")
+    for reader in (read, read_image, read_label_map):
+        with pytest.raises(CATSegError, match=r"at most 399 are read.*CAT_SEG_MAX_PIXELS"):
+            reader(path)
+    monkeypatch.setenv("CAT_SEG_MAX_PIXELS", "0")  # the rest of it is missing
+    with pytest.raises(CATSegError, match="may be damaged"):
+        read(path)
+    monkeypatch.setenv("CAT_SEG_MAX_PIXELS", "2e8")
+    with pytest.raises(CATSegError, match="CAT_SEG_MAX_PIXELS is '2e8'; expected a number"):
+        read(path)
     assert MAX_PIXELS >= 100_000_000
 
 

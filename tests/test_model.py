@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from cat_seg import CATSeg, CATSegError, InferencePlan, Vocabulary
+from cat_seg.inference import Maps
 from cat_seg.model_config import ModelConfig, published_config
 from cat_seg.synthetic.dataset import split_scene
 
@@ -97,6 +98,25 @@ def test_an_encoded_picture_serves_any_words(model: CATSeg, scene: np.ndarray):
     for words in (WORDS, ["grass", "sand"]):
         expected = model.predict(scene, words)
         np.testing.assert_array_equal(model.predict(encoded, words).labels, expected.labels)
+
+
+@pytest.mark.parametrize("encode", [False, True])
+def test_memory_that_runs_out_while_maps_are_merged_makes_the_chunks_smaller(
+    model: CATSeg, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch, encode: bool
+):
+    picture = model.encode(scene) if encode else scene
+    expected = model.predict(picture, WORDS).labels
+    divisors, best = [], Maps.best
+
+    def failing(maps: Maps) -> tuple[torch.Tensor, torch.Tensor]:
+        divisors.append(maps.divisor)
+        if len(divisors) < 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return best(maps)
+
+    monkeypatch.setattr(Maps, "best", failing)
+    np.testing.assert_array_equal(model.predict(picture, WORDS).labels, expected)
+    assert divisors == [1, 1, 2, 4]  # first, crops come one by one
 
 
 def test_stream_takes_a_folder_and_passes_over_bad_files(

@@ -32,7 +32,8 @@ _PACKAGES = (
 )
 _FOR_DEVELOPERS = ("all", "dev", "docs", "test")  # extras that nobody misses
 _VARIABLES = (
-    *("CAT_SEG_CACHE", "DETECTRON2_DATASETS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
+    *("CAT_SEG_CACHE", "CAT_SEG_MAX_PIXELS", "CAT_SEG_PLUGINS"),
+    *("DETECTRON2_DATASETS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
     *("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "NO_PROXY"),
 )
 _SCRIPTS = {

@@ -144,6 +144,9 @@ def predict(args: argparse.Namespace) -> int:
             for task in report.progress(todo):
                 try:
                     result = _segment(model, vocabulary, task, ledger, args)
+                except MemoryError:
+                    problem = f"{task.path}: needs more memory than there is; scale it down."
+                    report.left_out(task.path, CATSegError(problem))
                 except CATSegError as error:
                     report.left_out(task.path, error)
                     if isinstance(error.__cause__, OSError) and error.__cause__.errno in _DISK:

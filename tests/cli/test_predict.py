@@ -384,6 +384,20 @@ def test_a_full_disk_ends_the_run(model, photos, monkeypatch, capsys):
     assert "which was not tried" in error
 
 
+def test_a_picture_that_needs_too_much_memory_ends_nothing_else(model, photos, monkeypatch, capsys):
+    save = Segmentation.save
+
+    def full(result, folder, stem):
+        if stem == "a":
+            raise MemoryError
+        save(result, folder, stem)
+
+    monkeypatch.setattr(Segmentation, "save", full)
+    assert predict("photos") == 1
+    assert len(model.seen) == 3
+    assert "a.png: needs more memory than there is" in capsys.readouterr().err
+
+
 def test_an_output_that_cannot_be_written_ends_nothing_else(model, photos, capsys):
     Path("output").mkdir()
     Path("output/sub").write_text("a file in the place of a folder")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cat_seg.class_lists import class_names
 from cat_seg.conversion import CLIP, to_released
+from cat_seg.errors import CATSegError
 from cat_seg.inference import Inference
 from cat_seg.loading import load_state
 from cat_seg.model import CATSeg as CATSegLibrary
@@ -272,7 +273,7 @@ def test_out_of_memory_is_met_with_smaller_chunks(monkeypatch: pytest.MonkeyPatc
     assert _DIVISOR.get() == 1  # the process is as it was
     assert Inference(model, model.plan).crop_batch == 10
     room += [mps] * 9
-    with pytest.raises(RuntimeError, match="MPS backend"):
+    with pytest.raises(CATSegError, match=r"memory of cpu does not suffice .MPS backend"):
         model(["image"])
     room[:] = [RuntimeError("sizes differ")]
     with pytest.raises(RuntimeError, match="sizes differ"):
