@@ -19,7 +19,7 @@ from cat_seg.loading import load_state
 from cat_seg.model_config import ModelConfig, published_config
 from cat_seg.trust.text import read_json
 from cat_seg.trust.weights import read_weights, without_zero_rows
-from cat_seg.utils.files import atomic_write
+from cat_seg.utils.files import atomic_write, digest
 
 if TYPE_CHECKING:
     from cat_seg.model import CATSeg
@@ -48,12 +48,29 @@ def load_folder(build: Callable[[ModelConfig], CATSeg], source: Source) -> CATSe
             f"{file}: cannot be read as the description of a saved model ({error})."
         ) from error
     state = read_weights(weights)
+    check_digest(weights, about)
     try:
         load_state(model, state)
         apply_description(model, about)
     except CATSegError as error:
         raise CATSegError(f"{weights}: {error}") from error
     return model
+
+
+def check_digest(weights: Path, about: dict[str, Any]) -> None:
+    """Hold weights against what config.json says of them, if it does.
+
+    The format itself has no checksum: a flipped bit, or a square that is transposed, is weights
+    like others.
+
+    Raises:
+        CATSegError: if they are others.
+    """
+    if isinstance(about.get("sha256"), str) and about["sha256"] != digest(weights):
+        raise CATSegError(
+            f"{weights}: is not the file that {CONFIG} was written with (its SHA-256 differs): get "
+            f'both again, or, if you changed the weights yourself, take "sha256" out of {CONFIG}.'
+        )
 
 
 def apply_description(model: CATSeg, about: dict[str, Any]) -> None:
@@ -99,13 +116,14 @@ def save_weights(model: CATSeg, folder: Path) -> None:
 
 
 def save_description(model: CATSeg, folder: Path) -> None:
-    """Write config.json and README.md."""
+    """Write config.json, with the digest of the weights that are there, and README.md."""
     about = {
         "library": "cat-seg",
         "model": model.config.to_dict(),
         "words": list(model.default_words),
         "threshold": model.threshold,
         "card": model.card,
+        "sha256": digest(folder / WEIGHTS),
     }
     if plugins := registry.origins(model.config.parts):
         about["plugins"] = plugins

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cat_seg import CATSeg, CATSegError, InferencePlan, Vocabulary
 from cat_seg.inference import Maps
@@ -147,6 +148,23 @@ def test_a_saved_model_is_the_same_anywhere(model: CATSeg, scene: np.ndarray, tm
     (tmp_path / "saved/config.json").write_text(json.dumps(about))
     with pytest.raises(CATSegError, match=r"config\.json.*window is 'eight'"):
         CATSeg.from_pretrained(tmp_path / "saved")
+
+
+def test_weights_other_than_those_that_were_saved_are_told(model: CATSeg, tmp_path: Path):
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    state = load_file(weights)
+    name = next(n for n, x in state.items() if x.dim() == 2 and x.shape[0] == x.shape[1])
+    save_file(state | {name: state[name].T.contiguous()}, weights, {"format": "pt"})
+    with pytest.raises(CATSegError, match=r"model\.safetensors: is not the file that config\.json"):
+        CATSeg.from_pretrained(tmp_path, device="cpu")
+    save_file(state, weights, {"format": "pt"})
+    CATSeg.from_pretrained(tmp_path, device="cpu")
+    content = bytearray(weights.read_bytes())
+    content[-1000] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CATSegError, match="its SHA-256 differs"):
+        CATSeg.from_pretrained(tmp_path, device="cpu")
 
 
 def test_copies_and_pickles_are_whole_and_independent(model: CATSeg, scene: np.ndarray):

@@ -223,6 +223,8 @@ def load_model(config_file: str | Path, opts: Sequence[str] = (), device: str = 
     built.card |= {"name": Path(config_file).stem}
     description = weights.with_name(saved.CONFIG)
     if weights.name == saved.WEIGHTS and description.is_file():  # of a saved model
-        saved.apply_description(built, read_json(description))
+        about = read_json(description)
+        saved.check_digest(weights, about)
+        saved.apply_description(built, about)
     built.default_words = built.head.test_names
     return built
