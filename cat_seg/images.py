@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import http.client
 import io
 import logging
 import os
@@ -12,7 +13,6 @@ import stat
 import struct
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps
 
 from cat_seg.errors import CATSegError, MissingPackageError
+from cat_seg.utils.files import url_opener
 
 logger = logging.getLogger(__name__)
 
@@ -411,20 +412,20 @@ def _download(url: str) -> bytes:
     content = io.BytesIO()
     end = time.monotonic() + _URL_SECONDS
     try:
-        with urllib.request.urlopen(request, timeout=_URL_SECONDS / 2) as answer:
-            if not answer.url.lower().startswith(("http://", "https://")):
-                raise CATSegError(f"{url} leads to {answer.url}, which is not fetched.")
-            while block := answer.read1(1 << 16):
+        with (
+            url_opener(_URL_SECONDS) as opener,
+            opener.open(request, timeout=_URL_SECONDS / 2) as answer,
+        ):
+            while content.tell() <= _URL_BYTES and (block := answer.read1(1 << 16)):
                 content.write(block)
-                if content.tell() > _URL_BYTES or time.monotonic() > end:
-                    raise CATSegError(
-                        f"{url} is larger than {_URL_BYTES >> 20} MiB or takes longer than "
-                        f"{_URL_SECONDS:.0f} s; download it yourself and pass the file."
-                    )
-    except (OSError, ValueError, urllib.error.HTTPError) as error:
-        if isinstance(error, CATSegError):
-            raise
-        raise CATSegError(f"{url} cannot be fetched ({error}).") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if time.monotonic() < end:
+            raise CATSegError(f"{url} cannot be fetched ({error}).") from error
+    if content.tell() > _URL_BYTES or time.monotonic() > end:
+        raise CATSegError(
+            f"{url} is larger than {_URL_BYTES >> 20} MiB or takes longer than {_URL_SECONDS:.0f} "
+            "s; download it yourself and pass the file."
+        )
     return content.getvalue()
 
 

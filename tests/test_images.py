@@ -1,9 +1,11 @@
+import contextlib
 import http.server
 import io
 import os
 import socket
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -306,6 +308,14 @@ class _Server(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", "ftp://127.0.0.1/a.png")
             self.end_headers()
+        elif self.path == "/nonsense":
+            self.wfile.write(b"What?\r\n\r\n")
+        elif self.path == "/drip":  # a header without end
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
         elif self.path == "/a.png":
             self.send_response(200)
             self.end_headers()
@@ -327,8 +337,13 @@ def test_addresses_are_fetched_when_asked(picture, monkeypatch):
         np.testing.assert_array_equal(read(f"{base}/a.png", allow_url=True), picture)
         with pytest.raises(CATSegError, match=r"/none cannot be fetched.*404"):
             read(f"{base}/none", allow_url=True)
-        with pytest.raises(CATSegError, match="/moved"):
-            read(f"{base}/moved", allow_url=True)
+        for path in ("moved", "nonsense"):
+            with pytest.raises(CATSegError, match=f"/{path} cannot be fetched"):
+                read(f"{base}/{path}", allow_url=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("cat_seg.images._URL_SECONDS", 0.3)
+            with pytest.raises(CATSegError, match="takes longer than"):
+                read(f"{base}/drip", allow_url=True)
         monkeypatch.setattr("cat_seg.images._URL_BYTES", 10)
         with pytest.raises(CATSegError, match="is larger than"):
             read(f"{base}/a.png", allow_url=True)

@@ -285,7 +285,7 @@ class _Download:
     def _try_often(self) -> None:
         for attempt in range(_ATTEMPTS):
             try:
-                with _opener(self._left()) as opener:
+                with url_opener(self._left()) as opener:
                     return self._try(opener)
             except _BrokenOff as error:
                 pause = min(_PAUSE * 2**attempt, self._left())
@@ -359,10 +359,11 @@ class _Download:
 
 
 @contextlib.contextmanager
-def _opener(seconds: float) -> Iterator[urllib.request.OpenerDirector]:
-    """Yield an opener of URLs whose connections are cut when the time is over.
+def url_opener(seconds: float) -> Iterator[urllib.request.OpenerDirector]:
+    """Yield an opener of http and https alone, whose connections are cut when the time is over.
 
     A timeout alone has no end: a server may send a byte a second, of the header or of the body.
+    What was cut looks like the end of a body whose length is not known.
     """
     sockets: list[socket.socket] = []
 
@@ -392,7 +393,14 @@ def _opener(seconds: float) -> Iterator[urllib.request.OpenerDirector]:
     timer.daemon = True
     timer.start()
     try:
-        yield urllib.request.build_opener(Http, Https)
+        opener = urllib.request.OpenerDirector()
+        for handler in (
+            *(urllib.request.ProxyHandler, Http, Https, urllib.request.UnknownHandler),
+            *(urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPErrorProcessor),
+            urllib.request.HTTPRedirectHandler,
+        ):
+            opener.add_handler(handler())
+        yield opener
     finally:
         timer.cancel()
 

@@ -1,11 +1,12 @@
 """Atomic writing; fetching from servers of this test, and from nowhere."""
 
-import functools
 import hashlib
 import http.server
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 
 import pytest
 
@@ -111,7 +112,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_PAUSE", 0.01)
     served = tmp_path / "served"
     served.mkdir()
-    handler = functools.partial(Handler, directory=str(served))
+    handler = partial(Handler, directory=str(served))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.count, server.folder, server.ranges, server.tag = 0, served, [], '"one"'
         server.stopped = threading.Event()
@@ -228,9 +229,12 @@ def test_larger_files_than_allowed_are_refused(server, tmp_path):
     assert not kept(tmp_path)
 
 
-def test_six_threads_make_one_download(server):
-    with ThreadPoolExecutor(6) as pool:
-        paths = set(pool.map(fetch, [f"{server.url}/slowly.txt"] * 6))
+@pytest.mark.parametrize(
+    "pool", [ThreadPoolExecutor, partial(ProcessPoolExecutor, mp_context=get_context("fork"))]
+)
+def test_six_threads_or_processes_make_one_download(server, pool):
+    with pool(6) as six:
+        paths = set(six.map(fetch, [f"{server.url}/slowly.txt"] * 6))
     assert server.count == 1 and paths.pop().read_bytes() == b"ok" and not paths
 
 
