@@ -45,7 +45,9 @@ def maps_of(
 ) -> Maps:
     """The maps of made-up logits, (crops, T, h, w)."""
     model: Any = SimpleNamespace(device=torch.device("cpu"))
-    inference: Any = SimpleNamespace(model=model, plan=SimpleNamespace(sliding_window=tiles))
+    inference: Any = SimpleNamespace(
+        model=model, plan=SimpleNamespace(sliding_window=tiles), _divisor=1
+    )
     image: Any = SimpleNamespace(seen=seen, canvas=(64, 64))
     crops = [
         ClassLogits(*crop) for crop in zip(logits, classes or [None] * len(logits), strict=True)
