@@ -91,8 +91,8 @@ def load_clip(model: nn.Module, source: str, *, required: bool = False) -> None:
         CATSegError: if they are required, and no source is named.
     """
     predictor = getattr(getattr(model, "sem_seg_head", None), "predictor", None)
-    for module in model.modules():
-        if callable(begin := getattr(module, "load_pretrained", None)):
+    for module in model.modules():  # timm's have a `load_pretrained` of other arguments
+        if callable(begin := getattr(module, "load_initial_weights", None)):
             begin()
     if predictor is None or not hasattr(predictor, "clip_model"):
         return  # a model without CLIP

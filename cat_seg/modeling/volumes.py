@@ -133,7 +133,7 @@ class SecondClip(nn.Module):
     def encode_text(self, embed: Callable[[CLIP], Tensor]) -> Tensor:
         return embed(self.clip_model)
 
-    def load_pretrained(self) -> None:
+    def load_initial_weights(self) -> None:
         """Load the weights that it was trained with, as a training begins."""
         source = self.weights or self.clip
         if isinstance(source, str):

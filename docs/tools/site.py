@@ -9,6 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+NO_PAGES = (DOCS / "tools", DOCS / "examples")  # also in `exclude_docs`
 # A relative target: of a link or picture of Markdown, or of HTML within it.
 _TARGET = re.compile(
     r"""(?P<before>\]\(|\b(?:src|href|srcset)=")(?![a-z]+:|[#/])(?P<path>[^)"\s#]+)"""
@@ -40,7 +41,8 @@ def rewrite_links(markdown: str, source: Path, repository: str) -> str:
         target = Path(os.path.normpath(source.parent / match["path"]))
         if not target.exists() or not target.is_relative_to(ROOT):
             raise ValueError(f"{source.relative_to(ROOT)} links to {match['path']}: not there.")
-        if target.is_relative_to(DOCS) and not target.is_relative_to(DOCS / "tools"):
+        here = target.is_relative_to(DOCS)
+        if here and not any(target.is_relative_to(folder) for folder in NO_PAGES):
             return match["before"] + target.relative_to(DOCS).as_posix()
         kind = "tree" if target.is_dir() else "blob"
         address = f"{repository.rstrip('/')}/{kind}/main/{target.relative_to(ROOT).as_posix()}"

@@ -75,7 +75,7 @@ def test_published_weights_of_timm_are_loaded_at_the_beginning(monkeypatch: pyte
     other = backbone._create()
     asked = {}
     monkeypatch.setattr(backbone, "_create", lambda **options: asked.update(options) or other)
-    backbone.load_pretrained()
+    backbone.load_initial_weights()
     assert asked["pretrained"] is True
     torch.testing.assert_close(backbone.net.blocks[1].norm1.weight, other.blocks[1].norm1.weight)
     torch.testing.assert_close(backbone.net.patch_embed.proj.weight, other.patch_embed.proj.weight)

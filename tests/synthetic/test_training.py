@@ -31,8 +31,14 @@ def write_backgrounds(folder: Path, count: int = SCENES) -> dict[str, str]:
     return {"NAME": "backgrounds", "CLASSES": list(BACKGROUNDS)} | paths
 
 
-def train(folder: Path, folders: list[dict], names: tuple[str, ...]) -> tuple[Trainer, list[float]]:
-    """Train on some of the folders for 120 steps; the trainer, and mIoU before and after."""
+def train(
+    folder: Path,
+    folders: list[dict],
+    names: tuple[str, ...],
+    config: str = "configs/synthetic.yaml",
+    steps: int = 120,
+) -> tuple[Trainer, list[float]]:
+    """Train on some of the folders; the trainer, and mIoU before and after."""
     shipped = load_file(resource("cat_seg/models/synthetic/model.safetensors"))
     part = "sem_seg_head.predictor.clip_model."
     clip = {key.removeprefix(part): value for key, value in shipped.items() if part in key}
@@ -49,13 +55,13 @@ def train(folder: Path, folders: list[dict], names: tuple[str, ...]) -> tuple[Tr
         "DATASETS.FOLDERS": folders,
         "DATASETS.TRAIN": names,
         "DATASETS.TEST": ("backgrounds",),
-        "SOLVER.MAX_ITER": 120,
+        "SOLVER.MAX_ITER": steps,
         "SOLVER.WARMUP_ITERS": 10,
-        "SOLVER.CHECKPOINT_PERIOD": 120,
+        "SOLVER.CHECKPOINT_PERIOD": steps,
         "OUTPUT_DIR": str(folder / "output"),
     }
     options = [part for key, value in changes.items() for part in (key, value)]
-    trainer = Trainer(load_config("configs/synthetic.yaml", options, device="cpu"))
+    trainer = Trainer(load_config(config, options, device="cpu"))
     trainer.resume_or_load(resume=False)
 
     def miou() -> float:

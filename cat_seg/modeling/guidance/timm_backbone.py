@@ -47,7 +47,8 @@ class TimmBackbone(nn.Module):
                 "vit_small_patch14_dinov2.lvd142m".
             layers: three of that model's `feature_info`, counted from 0, shallowest first; ()
                 chooses as the class says.
-            weights: a file of its weights, of timm's names; "" for the published ones.
+            weights: a file of its weights, of timm's names; "" for the published ones, "none" to
+                begin at random.
             settings: further arguments of its constructor.
 
         Raises:
@@ -84,8 +85,10 @@ class TimmBackbone(nn.Module):
             for name, one, size in zip(self.out_features, maps, sizes, strict=True)
         }
 
-    def load_pretrained(self) -> None:
+    def load_initial_weights(self) -> None:
         """Load the weights that it was trained with, as a training begins."""
+        if self.weights == "none":
+            return
         overlay = {"file": self.weights} if self.weights else None
         found = self._create(pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
         self.net.load_state_dict({key: found[key] for key in self.net.state_dict()})
