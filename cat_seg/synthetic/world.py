@@ -27,11 +27,14 @@ class Scene:
         image: (H, W, 3) uint8, RGB.
         labels: (H, W) uint8, indices into `NAMES`.
         names: what is plainly visible, backgrounds first.
+        clear: (H, W) bool, pixels that can be named: not of an object of which less than half is
+            visible, because others cover it or the picture ends.
     """
 
     image: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
+    clear: np.ndarray
 
     @property
     def caption(self) -> str:
@@ -64,13 +67,20 @@ def draw_scene(
     whole = np.zeros(len(NAMES))  # pixels of each name before anything covered them
     for name in backgrounds:
         whole[_LABELS[name]] = 0.06 * size * size
+    things = np.zeros(labels.shape, np.int16)  # 0, or the number of the object that is seen there
+    areas = [0.0]
     for name in objects:
-        mask = _draw_object(rng, image, labels, name, radius, inside)
+        window, mask, area = _draw_object(rng, image, labels, name, radius, inside)
         whole[_LABELS[name]] += np.count_nonzero(mask)
+        things[window][mask] = len(areas)
+        areas.append(area)
     visible = np.bincount(labels.ravel(), minlength=len(NAMES))
     # A thing is named when most of it can be seen (a background: when it fills a corner at least).
     named = (visible >= 0.5 * whole) & (visible > 0)
-    return Scene(_light(rng, image), labels, tuple(name for name in NAMES if named[_LABELS[name]]))
+    seen = np.bincount(things.ravel(), minlength=len(areas))
+    clear = (seen >= 0.5 * np.array(areas))[things]
+    shown = tuple(name for name in NAMES if named[_LABELS[name]])
+    return Scene(_light(rng, image), labels, shown, clear)
 
 
 def _draw_backgrounds(
@@ -98,8 +108,13 @@ def _draw_object(
     name: str,
     radius: tuple[float, float],
     inside: float,
-) -> np.ndarray:
-    """Paint an object into `image` and `labels`; return its whole mask, where `image` has it."""
+) -> tuple[tuple[slice, slice], np.ndarray, float]:
+    """Paint an object into `image` and `labels`.
+
+    Returns:
+        a window of the picture, the object's whole mask in it, and the area of its outline in
+        pixels, of which a part may lie outside the picture.
+    """
     colour, pattern, shape = name.split()
     size = len(image)
     r = float(np.exp(rng.uniform(np.log(radius[0]), np.log(radius[1]))))
@@ -129,7 +144,8 @@ def _draw_object(
     window += (alpha[..., None] / np.float32(255)) * (paint - window)
     mask = alpha > 127
     labels[y0:y1, x0:x1][mask] = _LABELS[name]
-    return mask
+    area = cv2.contourArea(outline.astype(np.float32))
+    return (slice(y0, y1), slice(x0, x1)), mask, area
 
 
 def _outline(shape: str, angle: float) -> np.ndarray:
