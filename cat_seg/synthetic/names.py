@@ -66,6 +66,50 @@ def phrases() -> dict[str, frozenset[str]]:
     return {said: names for group in phrase_groups() for said, names in group.items()}
 
 
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "red": ("crimson", "scarlet"),
+    "yellow": ("golden",),
+    "green": ("emerald",),
+    "cyan": ("turquoise", "aqua"),
+    "pink": ("magenta", "rose"),
+    "plain": ("solid", "unpatterned"),
+    "striped": ("stripy", "lined"),
+    "dotted": ("spotted", "dotty"),
+    "circle": ("disc", "disk"),
+    "cross": ("plus",),
+    "object": ("thing", "shape"),
+    "grass": ("lawn", "meadow"),
+    "water": ("sea", "lake"),
+    "brick wall": ("bricks", "wall of bricks"),
+    "wood": ("planks", "wooden planks"),
+    "gravel": ("pebbles",),
+}
+"""Other words for the words of the world; what a person would say for what is drawn."""
+
+_PLURALS = {shape: f"{shape}s" for shape in SHAPES[:-1]} | {"cross": "crosses", "object": "objects"}
+
+
+def wordings(phrase: str) -> tuple[str, ...]:
+    """Say a phrase of `phrases` otherwise: other words, another order, an article, a plural.
+
+    Returns:
+        all that are known, the phrase not among them.
+    """
+    if phrase in BACKGROUNDS:
+        said = SYNONYMS.get(phrase, ())
+        return (*said, f"the {phrase}")
+    *adjectives, thing = phrase.split()
+    choices = [(word, *SYNONYMS.get(word, ())) for word in (*adjectives, thing)]
+    said = tuple(" ".join(words) for words in product(*choices))
+    if len(adjectives) == 2:
+        said += (f"{adjectives[1]} {adjectives[0]} {thing}",)
+    said += (f"{' '.join([*adjectives, _PLURALS[thing]])}", f"a {phrase}", f"the {phrase}")
+    if thing == "object":
+        plain = " ".join(adjectives)
+        said += (f"something {plain}", f"anything {plain}", plain)
+    return said[1:]
+
+
 _MORE_COLOURS = (
     "crimson", "scarlet", "golden", "lime", "emerald", "turquoise", "navy", "magenta", "orange",
     "purple", "brown", "black", "white", "grey", "silver", "beige",
