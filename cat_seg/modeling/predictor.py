@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from open_clip import CLIP
+from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
 from cat_seg import registry
@@ -59,6 +60,8 @@ class CATSegPredictor(nn.Module):
         super().__init__()
         self.config = config
         self.clip_model: CLIP = build_clip(config.clip)
+        if recompute and isinstance(self.clip_model.visual, TimmModel):
+            self.clip_model.visual.set_grad_checkpointing()
         if config.split_qkv:
             split_in_proj(self.clip_model)
         for adapt in registry.make_all(config, "adapter"):

@@ -12,8 +12,15 @@ from torch.nn import functional as F
 
 from cat_seg import CATSeg, CATSegError
 from cat_seg.modeling.class_sampling import present, present_and_random, restrict
-from cat_seg.modeling.clip import encode_text, load_clip_weights, set_trainable, tokenize
+from cat_seg.modeling.clip import (
+    encode_dense,
+    encode_text,
+    load_clip_weights,
+    set_trainable,
+    tokenize,
+)
 from cat_seg.modeling.guidance.timm_backbone import TimmBackbone
+from cat_seg.modeling.predictor import CATSegPredictor
 from tests.test_registry import CLIP, config
 
 WORDS = ["cat", "dog", "sofa"]
@@ -161,6 +168,20 @@ def test_low_rank_changes_are_trained_and_weights_keep_their_names(tmp_path: Pat
     torch.testing.assert_close(run(again), run(model))
     with pytest.raises(CATSegError, match="no matrix of this CLIP"):
         model_of({"adapter": "low_rank", "names": "nothing"})
+
+
+def test_recomputing_an_encoder_of_timm_changes_no_gradient():
+    tower = dict(timm_model_name="test_vit", timm_pool="map", timm_proj="none", image_size=160)
+    clip = CLIP | {"embed_dim": 64, "vision_cfg": tower}
+    made = config(clip=clip, guidance="none", size_divisibility=16)
+    image, gradients = torch.randn(1, 3, 64, 64), []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        visual = CATSegPredictor(made, recompute=recompute).train().clip_model.visual
+        assert visual.trunk.grad_checkpointing == recompute
+        encode_dense(visual, image, last_residual="token").final.square().sum().backward()
+        gradients.append(visual.trunk.blocks[0].attn.qkv.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_clip_trains_by_names():

@@ -44,8 +44,8 @@ def encode_dense(
     """Encode images position by position.
 
     Args:
-        visual: the image encoder; one that is no ViT of open_clip takes no prompts and recomputes
-            nothing, see `cat_seg.modeling.clip.towers`.
+        visual: the image encoder; one that is no ViT of open_clip takes no prompts, and timm's
+            recompute by `set_grad_checkpointing` instead; see `cat_seg.modeling.clip.towers`.
         image, last_residual, intermediate_layers, prompts, recompute: see `encode_dense_tokens`.
     """
     if not isinstance(visual, VisionTransformer):
