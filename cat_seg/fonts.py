@@ -130,7 +130,7 @@ def _system_fonts() -> tuple[str, ...]:
     found = (
         os.path.join(folder, name)
         for root in _FOLDERS
-        for folder, _, names in os.walk(Path(root).expanduser())
+        for folder, _, names in os.walk(os.path.expanduser(root))
         for name in names
         if name.lower().endswith(suffixes)
     )

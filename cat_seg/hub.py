@@ -14,7 +14,7 @@ from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 
 from cat_seg.class_lists import published_results
 from cat_seg.errors import CATSegError
-from cat_seg.resources import resource
+from cat_seg.resources import resource, user_path
 from cat_seg.utils.files import fetch
 
 SAVED_FILES = ("config.json", "model.safetensors")  # of a folder that `save_pretrained` wrote
@@ -192,7 +192,7 @@ def resolve(source: str | Path) -> Source:
 def _local(path: Path) -> Source | None:
     """Return the model of a path on this machine; None if there is nothing."""
     try:
-        path = path.expanduser()
+        path = user_path(path)
         if path.is_dir():
             if lacking := _lacking(path):
                 raise CATSegError(
@@ -206,7 +206,7 @@ def _local(path: Path) -> Source | None:
             return Source("file", path)
         if path.exists():
             raise CATSegError(f"{path} is neither a file nor a folder; expected a model.")
-    except (OSError, RuntimeError) as error:  # no permission, too long a name, no such user's home
+    except OSError as error:  # no permission, too long a name
         raise CATSegError(f"{path}: cannot be looked at ({error}).") from error
     return None
 

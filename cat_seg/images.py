@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps
 
 from cat_seg.errors import CATSegError, MissingPackageError
+from cat_seg.resources import user_path
 from cat_seg.utils.files import url_opener
 
 logger = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ def _expand(inputs: Iterable[str | Path]) -> list[tuple[Path, Path]]:
     """List image files, each once, with the folder that was given for them."""
     found: dict[str, tuple[Path, Path]] = {}
     for item in inputs:
-        path = Path(item).expanduser()
+        path = user_path(item)
         for match, root in _matches(path):
             files = list(_images_in(match)) if os.path.isdir(match) else []
             for file in files or [match]:

@@ -243,7 +243,7 @@ class CATSeg(nn.Module):
         state = self.predictor.text_state()
 
         def encode() -> Tensor:
-            return self.predictor.text_features(strings, str(default_cache_dir()))
+            return self.predictor.text_features(strings, default_cache_dir())
 
         return replace(parsed, features=self._vocabularies.get(tuple(strings), state, encode))
 

@@ -7,6 +7,7 @@ them into the wheel, as `cat_seg/_project`. Shipped weights are inside the packa
 from __future__ import annotations
 
 import importlib.resources
+import os
 from pathlib import Path, PurePosixPath
 
 from cat_seg.errors import CATSegError
@@ -34,6 +35,11 @@ def resource(name: str) -> Path:
     )
 
 
+def user_path(path: str | Path) -> Path:
+    """Put the home folder for ~, if it is known: ~x may as well be the name of a file."""
+    return Path(os.path.expanduser(path))
+
+
 def user_file(path: str | Path, relative_to: str | Path | None = None) -> Path:
     """Find a file that a user names: their own, else the one of that name that CAT-Seg brings.
 
@@ -44,7 +50,7 @@ def user_file(path: str | Path, relative_to: str | Path | None = None) -> Path:
     Raises:
         CATSegError: if there is no such file.
     """
-    place = Path(relative_to or "", Path(path).expanduser())
+    place = Path(relative_to or "", user_path(path))
     if place.exists():
         return place
     if shipped := _find_resource(str(path)):

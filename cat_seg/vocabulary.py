@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from cat_seg import class_lists
 from cat_seg.errors import CATSegError
+from cat_seg.resources import user_path
 from cat_seg.utils.files import atomic_write
 from cat_seg.word_files import EXAMPLE, as_id, parse_literal, read_words, shorten
 
@@ -104,7 +105,7 @@ class Vocabulary:
         Raises:
             CATSegError: naming the file, if it cannot be read or understood; see `parse`.
         """
-        path = Path(path).expanduser()
+        path = user_path(path)
         if str(path) in class_lists.PUBLISHED and not _is_file(path):
             return cls.parse(class_lists.class_names(str(path)), background=background)
         if not _is_file(path):

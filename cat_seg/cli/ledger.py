@@ -49,7 +49,8 @@ class Ledger:
         record = self._done.get(output.as_posix())
         if record is None or record["job"] != job:
             return None
-        if not all((self.folder / name).is_file() for name in record["files"]):
+        files = [self.folder / name for name in record["files"]]
+        if not all(file.is_file() and file.stat().st_size for file in files):
             return None
         result: dict[str, Any] = record["result"]
         return result
@@ -60,7 +61,10 @@ class Ledger:
         if name not in self._files:
             return False
         expected = self._files[name]
-        return expected is None or (path.is_file() and expected == digest(path))
+        if expected is None:
+            return True
+        # A crash of the machine may leave a file empty; then nobody's work is in it.
+        return path.is_file() and (not path.stat().st_size or expected == digest(path))
 
     def __enter__(self) -> Ledger:
         """Make the folder, keep other processes out of it, and get ready to write.

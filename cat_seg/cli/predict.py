@@ -38,7 +38,7 @@ from cat_seg.cli.options import (
 )
 from cat_seg.cli.terminal import percent
 from cat_seg.errors import CATSegError
-from cat_seg.resources import resource
+from cat_seg.resources import resource, user_path
 from cat_seg.utils.text import as_text, printable
 
 if TYPE_CHECKING:  # torch takes seconds, and --help needs none
@@ -280,7 +280,7 @@ def _pictures(inputs: Sequence[str]) -> Iterator[tuple[Path, Path]]:
     """Find pictures and the stems of their outputs, without what cat-seg itself wrote."""
     from cat_seg.images import find_inputs
 
-    named = {Path(item).expanduser() for item in inputs}
+    named = {user_path(item) for item in inputs}
     ledgers: dict[Path, Ledger | None] = {}
     for path, output in find_inputs(inputs):
         folders = () if path in named else path.absolute().parents
@@ -326,7 +326,7 @@ def _settings(args: argparse.Namespace, words: Vocabulary | None, background: Se
     else:
         model = args.model or SHIPPED
         place = resource(f"cat_seg/models/{SHIPPED}") if model == SHIPPED else Path(model)
-    place = place.expanduser()
+    place = user_path(place)
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     content = [
         *(__version__, model, [_fingerprint(file) for file in files if file.is_file()]),

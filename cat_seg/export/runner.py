@@ -54,8 +54,19 @@ def resize(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return maps
 
 
+def best(maps: np.ndarray, threshold: float) -> np.ndarray:
+    """Return the index of the best word of each pixel, (H, W), of (T, H, W).
+
+    Where none is good enough it is 255, or 65535 of more than 255 words.
+    """
+    if len(maps) > 65535:
+        raise ValueError(f"{len(maps)} words; a label map as PNG has room for 65535.")
+    dtype = np.uint8 if len(maps) <= 255 else np.uint16
+    return np.where(maps.max(0) < threshold, np.iinfo(dtype).max, maps.argmax(0)).astype(dtype)
+
+
 def main(photo: str, target: str) -> None:
-    """Write the index of the best word of each pixel, 255 where none is good enough."""
+    """Write a label map, see `best`."""
     import onnxruntime
 
     about = json.loads((HERE / "model.json").read_text("utf-8"))
@@ -63,9 +74,9 @@ def main(photo: str, target: str) -> None:
     session = onnxruntime.InferenceSession(str(HERE / about["file"]))
     picture = np.asarray(ImageOps.exif_transpose(Image.open(photo)).convert("RGB"))
     maps = probabilities(session, about, picture, words["features"])
-    labels = np.where(maps.max(0) < words["threshold"], 255, maps.argmax(0)).astype(np.uint8)
+    labels = best(maps, words["threshold"])
     Image.fromarray(labels).save(target)
-    for index in np.unique(labels[labels < 255]):
+    for index in np.unique(labels[labels < len(maps)]):
         print(f"{100 * (labels == index).mean():5.1f}%  {words['names'][index]}")
 
 

@@ -6,6 +6,7 @@ B images, T classes, P prompt templates, D text width, H and W positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from open_clip import CLIP
@@ -155,7 +156,9 @@ class CATSegPredictor(nn.Module):
     def _volumes(self) -> list[Volume]:
         return list(self.volumes)  # type: ignore[arg-type]
 
-    def encode_text(self, class_names: Sequence[str], cache_dir: str | None = None) -> Tensor:
+    def encode_text(
+        self, class_names: Sequence[str], cache_dir: str | Path | None = None
+    ) -> Tensor:
         """Features of class names, with gradients where they are enabled.
 
         Args:
@@ -195,7 +198,9 @@ class CATSegPredictor(nn.Module):
         # An optimiser step or a loaded checkpoint changes a parameter's version.
         return [(id(w), w._version, w.device, w.dtype) for w in weights]
 
-    def text_features(self, class_names: Sequence[str], cache_dir: str | None = None) -> Tensor:
+    def text_features(
+        self, class_names: Sequence[str], cache_dir: str | Path | None = None
+    ) -> Tensor:
         """`encode_text` in float32 and without gradients."""
         device = self.clip_model.token_embedding.weight.device
         with torch.no_grad(), without_autocast(device):

@@ -38,6 +38,7 @@ from tqdm import tqdm
 from cat_seg.errors import CATSegError
 from cat_seg.modeling.chunks import gather_chunks
 from cat_seg.modeling.clip.text import encode_text, text_traits, tokenize
+from cat_seg.resources import user_path
 from cat_seg.utils.files import atomic_write, cache_folder
 from cat_seg.vocabulary import parse_vocabulary
 
@@ -89,7 +90,7 @@ def embed_text(
 
     device = clip.token_embedding.weight.device
     key = _cache_key(clip, names, templates)
-    path = Path(cache_dir).expanduser() / f"{key}.safetensors"
+    path = user_path(cache_dir) / f"{key}.safetensors"
     features = _read_cache(path)
     if features is not None:
         return features.to(device)
@@ -141,9 +142,16 @@ class VocabularyCache:
         return VocabularyCache, (self._size,)
 
 
-def default_cache_dir() -> Path:
-    """The folder of text features: `text` in $CAT_SEG_CACHE, or in ~/.cache/cat_seg."""
-    return cache_folder() / "text"
+def default_cache_dir() -> Path | None:
+    """The folder of text features: `text` in $CAT_SEG_CACHE, or in ~/.cache/cat_seg.
+
+    None, with a warning, for a user without a home folder.
+    """
+    try:
+        return cache_folder() / "text"
+    except CATSegError as error:
+        logger.warning("Text features are not kept for next time: %s", error)
+        return None
 
 
 def _embed(

@@ -6,6 +6,7 @@ B images, T classes, P prompt templates, D text width, H and W positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class CATSegHead(SegmentationHead):
         ignore_value: int = 255,
         train_text: bool = False,
         clip_weights: str = "",
-        cache_dir: str | None = None,
+        cache_dir: str | Path | None = None,
         sampling: Callable[[Tensor, int], Tensor] | None = None,
         auxiliary: Sequence[tuple[str, Callable[[Inside], Tensor]]] = (),
     ) -> None:
@@ -104,7 +105,7 @@ class CATSegHead(SegmentationHead):
             "ignore_value": head.IGNORE_VALUE,
             "train_text": train_text,
             "clip_weights": head.CLIP_WEIGHTS or published,
-            "cache_dir": None if cache == "none" else cache or str(default_cache_dir()),
+            "cache_dir": None if cache == "none" else cache or default_cache_dir(),
             "sampling": registry.make(config, "sampling"),
             "auxiliary": list(
                 zip(

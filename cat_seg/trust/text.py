@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from cat_seg.errors import CATSegError
+from cat_seg.resources import user_path
 
 _TEXT_BYTES = 1 << 29  # the annotations of COCO, which hold its class names, have 450 MB
 _YAML_BYTES = 1 << 22  # PyYAML takes seconds for that
@@ -134,7 +135,7 @@ def _read_config(path: Path, seen: list[Path]) -> dict[str, Any]:
                 f"Config {path}: _BASE_ is {base!r}; expected a local file. Download it, and name "
                 "that."
             )
-        _merge(_read_config(Path(path.parent, Path(base).expanduser()), seen), merged)
+        _merge(_read_config(Path(path.parent, user_path(base)), seen), merged)
     _merge(content, merged)
     return merged
 

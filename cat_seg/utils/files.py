@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from cat_seg.errors import CATSegError
+from cat_seg.resources import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +99,18 @@ def digest(path: str | Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where fetched and computed files are kept: $CAT_SEG_CACHE, else ~/.cache/cat_seg."""
-    return Path(os.environ.get("CAT_SEG_CACHE") or "~/.cache/cat_seg").expanduser()
+    """Where fetched and computed files are kept: $CAT_SEG_CACHE, else ~/.cache/cat_seg.
+
+    Raises:
+        FetchError: if the user has no home folder, as in some containers, and none is named.
+    """
+    folder = user_path(os.environ.get("CAT_SEG_CACHE") or "~/.cache/cat_seg")
+    if folder.parts[0].startswith("~"):
+        raise FetchError(
+            "This user has no home folder to keep files in: set the environment variable "
+            "CAT_SEG_CACHE to a folder."
+        )
+    return folder
 
 
 def other_content(head: bytes) -> str | None:
@@ -151,7 +162,7 @@ def fetch(
         uri = f"hf://{kind}{repo}@{unquote(revision)}/{unquote(file)}"
         return _fetch_from_hub(uri, sha256, most_bytes)
     if not uri.startswith(("http://", "https://")):
-        path = Path(uri).expanduser()
+        path = user_path(uri)
         if not path.is_file():
             raise FetchError(
                 f"{uri}: no such file; give a local file, a URL or hf://owner/repo/file"
@@ -177,8 +188,13 @@ def set_aside(path: Path) -> str:
     Returns:
         What was done, to be added to an error; empty if nothing.
     """
-    if path.parent != _downloads():
-        return ""
+    with contextlib.suppress(FetchError):  # without a folder for it, nothing was fetched
+        if path.parent == _downloads():
+            return _set_aside(path)
+    return ""
+
+
+def _set_aside(path: Path) -> str:
     aside = path.with_name(f"{path.name}.unreadable")
     try:
         path.replace(aside)

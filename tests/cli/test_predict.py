@@ -200,6 +200,14 @@ def test_files_that_cat_seg_did_not_write_are_left(model, photos, capsys):
     assert Path("output/b_labels.json").read_text() == "{}"
 
 
+def test_what_a_crash_left_empty_is_done_again(model, photos):
+    assert predict("photos") == 0 and len(model.seen) == 3
+    whole = Path("output/b_labels.png").read_bytes()
+    Path("output/b_labels.png").write_bytes(b"")
+    assert predict("photos") == 0 and model.seen[3:] == ["b.jpg"]
+    assert Path("output/b_labels.png").read_bytes() == whole
+
+
 def test_two_runs_do_not_write_into_one_folder(tmp_path):
     (tmp_path / ".cat-seg.0123456789abcdef.jpg").touch()  # left by a kill
     with Ledger(tmp_path), pytest.raises(CATSegError, match="another run writes there"):

@@ -93,6 +93,15 @@ runpy.run_path("segment.py", run_name="__main__")
 """
 
 
+@pytest.mark.parametrize(("count", "none"), [(255, 255), (300, 65535)])
+def test_no_label_of_the_runner_wraps_round(count: int, none: int):
+    maps = np.zeros((count, 1, 2), np.float32)
+    maps[count - 1, 0, 0] = 0.9
+    assert runner.best(maps, 0.5).tolist() == [[count - 1, none]]
+    with pytest.raises(ValueError, match="65536 words"):
+        runner.best(np.zeros((65536, 1, 1), np.float32), 0.5)
+
+
 @pytest.mark.parametrize("size", [(13, 40), (64, 7), (20, 20)])
 def test_the_runner_resizes_as_pytorch_does(size: tuple[int, int]):
     maps = np.random.default_rng(0).random((3, 20, 20), np.float32)

@@ -7,10 +7,14 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from cat_seg import CATSeg
 from cat_seg.errors import CATSegError
+from cat_seg.images import find_inputs
 from cat_seg.trust.weights import read_weights
 from cat_seg.utils import files
 from cat_seg.utils.files import FetchError, atomic_write, fetch, other_content
@@ -342,3 +346,24 @@ def test_other_content():
     assert "git lfs pull" in other_content(b"version https://git-lfs.github.com/spec/v1\n")
     assert "empty" in other_content(b"")
     assert other_content(b"PK\x03\x04") is None
+
+
+def test_a_user_without_a_home(monkeypatch, tmp_path, caplog):
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("CAT_SEG_CACHE", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FetchError, match=r"no home folder to keep files in: set .* CAT_SEG_CACHE"):
+        fetch("http://127.0.0.1:1/model.pth")
+    (tmp_path / "weights.pth").write_bytes(b"nothing")
+    with pytest.raises(CATSegError, match="not a weight file"):
+        read_weights("weights.pth")
+    Image.new("RGB", (64, 48)).save("~me.png")  # no such user's home, but a file
+    result = CATSeg.from_pretrained("synthetic", "cpu").predict("~me.png", ["red", "grass"])
+    assert result.labels.shape == (48, 64)
+    assert "not kept for next time: This user has no home folder" in caplog.text
+    assert [found for found, _ in find_inputs(["~me.png"])] == [Path("~me.png")]
+    assert {path.name for path in tmp_path.iterdir()} == {"~me.png", "weights.pth"}

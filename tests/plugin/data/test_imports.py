@@ -328,6 +328,10 @@ def test_more_than_255_classes_are_16_bit(take, tmp_path):
     _, entry, maps, names = take("coco-panoptic", source)
     assert len(names) == 302 and entry["IGNORE"] == 65535
     assert maps["a"].dtype == np.uint16 and maps["a"][0, 0] == 65535
+    content["categories"] += [{"id": i, "name": f"class {i}"} for i in range(310, 65600)]
+    source.write_text(json.dumps(content))
+    with pytest.raises(CATSegError, match="classes; label maps here hold 65535"):
+        take("coco-panoptic", source)
 
 
 def test_another_vocabulary_does_not_mix(take, tmp_path):

@@ -13,6 +13,7 @@ from cat_seg.class_lists import class_names
 from cat_seg.errors import CATSegError
 from cat_seg.palette import name_colors
 from cat_seg.plugin.data.datasets.pairs import find_pairs
+from cat_seg.resources import user_path
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def benchmark_splits(names: str) -> tuple[str, ...]:
 
 def dataset_root() -> Path:
     """Return the folder of all datasets: $DETECTRON2_DATASETS, else ./datasets."""
-    return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
+    return user_path(os.environ.get("DETECTRON2_DATASETS") or "datasets")
 
 
 def register_all(root: Path | None = None) -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
@@ -22,6 +22,7 @@ from cat_seg.errors import CATSegError
 from cat_seg.label_maps import image_size, read_colors
 from cat_seg.label_rules import IGNORED, LabelRule
 from cat_seg.plugin.data.datasets.pairs import Pair, size_problem
+from cat_seg.trust.text import read_text
 from cat_seg.utils.files import atomic_write, cache_folder
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ def take_census(
     stats = [(str(path.absolute()), path.stat()) for pair in pairs for path in pair]
     state = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
     key = repr((_VERSION, state, list(classes), dataclasses.astuple(rule)))
-    kept = cache_folder() / "census" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    kept = f"{_sha256(key)[:32]}.json"
     if (census := _read(kept)) is not None:
         census.name = name
         return census
@@ -141,9 +142,10 @@ def take_census(
     census = _sum(name, classes, scans, rule)
     if not census.problems:
         try:
-            with atomic_write(kept) as part:
-                part.write_text(json.dumps(dataclasses.asdict(census)), encoding="utf-8")
-        except OSError as error:
+            text = json.dumps(dataclasses.asdict(census))
+            with atomic_write(_folder() / kept) as part:
+                part.write_text(f"{_sha256(text)}\n{text}", encoding="utf-8")
+        except (OSError, CATSegError) as error:
             logger.warning("The count of %s is not kept for next time: %s", name, error)
     return census
 
@@ -236,13 +238,25 @@ def _colors(pair: Pair) -> list[int]:
     return found.tolist() if len(found) <= _VALUES else []
 
 
-def _read(path: Any) -> Census | None:
+def _folder() -> Path:
+    return cache_folder() / "census"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(name: str) -> Census | None:
+    """A census that was kept, if it is there and as it was written."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("values", "unknown"):
-            content[key] = {int(value): count for value, count in content[key].items()}
-        for key in ("smallest", "largest"):
-            content[key] = tuple(content[key])
-        return Census(**content)
-    except (OSError, ValueError, TypeError, KeyError):
+        digest, _, text = read_text(_folder() / name).partition("\n")
+    except CATSegError:
         return None
+    if digest != _sha256(text):
+        return None
+    content = json.loads(text)
+    for key in ("values", "unknown"):
+        content[key] = {int(value): count for value, count in content[key].items()}
+    for key in ("smallest", "largest"):
+        content[key] = tuple(content[key])
+    return Census(**content)

@@ -20,7 +20,7 @@ from cat_seg.palette import name_colors
 from cat_seg.plugin.data.datasets.builtin import SPLITS
 from cat_seg.plugin.data.datasets.census import Census, take_census
 from cat_seg.plugin.data.datasets.pairs import Matched, match_files, read_split
-from cat_seg.resources import user_file
+from cat_seg.resources import user_file, user_path
 from cat_seg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def _vocabulary(classes: Any, base: Path | None) -> Vocabulary:
 
 def _path(path: Any, base: Path | None) -> Path:
     """Return a user's path: relative to the working directory, else to the YAML that names it."""
-    place = Path(path).expanduser()
+    place = user_path(path)
     if base is not None and not place.exists() and (base / place).exists():
         return base / place
     return place

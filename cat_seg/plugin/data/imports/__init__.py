@@ -66,6 +66,8 @@ def import_labels(
         raise CATSegError(f"{source}: not as {kind} has it ({error!r}).") from error
     if not found.draw:
         raise CATSegError(f"{source}: nothing to import as {kind}.")
+    if len(found.names) > 65535:
+        raise CATSegError(f"{source}: {len(found.names)} classes; label maps here hold 65535.")
     depth = np.uint8 if len(found.names) <= 255 else np.uint16
     listed = output / "names.json"
     content = json.dumps(found.names, indent=1, ensure_ascii=False) + "\n"

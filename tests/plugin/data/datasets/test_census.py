@@ -73,3 +73,11 @@ def test_mistakes_are_named_and_the_rest_is_counted(take):
     census, _ = take([[0, 7]], [[0, 1]])
     assert census.unknown == {7: 1} and census.pixels == [2, 1]
     assert len(census.problems) == 1 and "0.png: label 7 is out of range" in census.problems[0]
+
+
+def test_a_count_that_was_changed_on_disk_is_not_believed(take, tmp_path):
+    before, _ = take([[0, 0, 1]])
+    (kept,) = (tmp_path / "cache/census").iterdir()
+    for spoilt in (kept.read_text().replace('"images": 1', '"images": 2'), "[]", ""):
+        kept.write_text(spoilt)
+        assert take([[0, 0, 1]])[0] == before
