@@ -91,9 +91,7 @@ def load_clip(model: nn.Module, source: str, *, required: bool = False) -> None:
         CATSegError: if they are required, and no source is named.
     """
     predictor = getattr(getattr(model, "sem_seg_head", None), "predictor", None)
-    for module in model.modules():  # timm's have a `load_pretrained` of other arguments
-        if callable(begin := getattr(module, "load_initial_weights", None)):
-            begin()
+    load_initial_weights(model)
     if predictor is None or not hasattr(predictor, "clip_model"):
         return  # a model without CLIP
     if source:
@@ -102,6 +100,13 @@ def load_clip(model: nn.Module, source: str, *, required: bool = False) -> None:
         raise CATSegError("holds no CLIP; name its weights by MODEL.SEM_SEG_HEAD.CLIP_WEIGHTS")
     else:
         logger.warning("No weights of CLIP are named (MODEL.SEM_SEG_HEAD.CLIP_WEIGHTS)")
+
+
+def load_initial_weights(model: nn.Module) -> None:
+    """Load the weights that parts of a model begin with, such as those of a timm backbone."""
+    for module in model.modules():  # timm's have a `load_pretrained` of other arguments
+        if callable(begin := getattr(module, "load_initial_weights", None)):
+            begin()
 
 
 def _list(what: str, names: list[str]) -> list[str]:

@@ -28,7 +28,9 @@ from cat_seg import hub, images, registry, saved, video
 from cat_seg.certificate import Certificate
 from cat_seg.errors import CATSegError
 from cat_seg.inference import EncodedImage, Inference, InferencePlan, Maps
+from cat_seg.loading import load_initial_weights
 from cat_seg.model_config import ModelConfig
+from cat_seg.modeling import training_free
 from cat_seg.modeling.clip import clip_sizes
 from cat_seg.modeling.guidance.resnet import ResNet, ResNetConfig
 from cat_seg.modeling.guidance.swin import SwinTransformer
@@ -185,12 +187,13 @@ class CATSeg(nn.Module):
         """
         H, W = self.grid
         patch = clip_sizes(self.predictor.clip_model).patch_size
-        dense = self.predictor.encode_image(resize(clip_images, (H * patch, W * patch)))
         sources = []
         if self.backbone is not None:
             assert backbone_images is not None
             maps = self.backbone(resize(backbone_images, (H * self.stride, W * self.stride)))
             sources.append([maps[name] for name in reversed(self.in_features)])
+        seen = resize(clip_images, (H * patch, W * patch))
+        dense = self.predictor.encode_image(seen, sources[0][0] if sources else None)
         if self.config.guidance in ("clip", "both"):
             first, second = dense.intermediates
             sources.append([dense.final, self.upsample1(first), self.upsample2(second)])
@@ -207,16 +210,49 @@ class CATSeg(nn.Module):
 
         Args:
             source: a name of `list_models()`, a folder that `save_pretrained` wrote, a released
-                checkpoint file, "owner/repo" on the hub, an hf:// address or a URL.
+                checkpoint file, "owner/repo" on the hub, an hf:// address or a URL; or
+                "training-free:" and one of these or the name of any CLIP ("ViT-B-16:openai"), for
+                that CLIP without an aggregator, see `without_aggregator`.
             device: "cuda", "mps", "cpu" or the like; the best that there is if empty.
 
         Raises:
             CATSegError: if there is no such model, or it cannot be had or does not fit.
         """
-        found = hub.resolve(source)
         target = best_device(device)
+        variant, clip = training_free.parse(source)
+        if variant:
+            return saved.load_training_free(cls, variant, clip).to(target).eval()
+        found = hub.resolve(source)
         load = saved.load_folder if found.kind == "folder" else saved.load_checkpoint
         return load(cls, found).to(target).eval()
+
+    def without_aggregator(self, variant: str = training_free.DEFAULT) -> CATSeg:
+        """Return this model's CLIP as a training-free segmenter: what the aggregation adds to.
+
+        It shares CLIP's weights with this model.
+
+        Args:
+            variant: one of `cat_seg.modeling.training_free.VARIANTS`.
+
+        Raises:
+            CATSegError: if there is no such variant, or the weights of the second encoder that it
+                needs cannot be had.
+        """
+        config = training_free.without_aggregator(self.config, variant)
+        shared = CATSegPredictor(config, clip=self.predictor.clip_model)
+        shared.prompt_tokens = self.predictor.prompt_tokens
+        model = CATSeg(
+            config,
+            backbone=self.backbone if config.guidance == "backbone" else None,
+            in_features=self.in_features,
+            stride=self.stride,
+            sem_seg_head=SegmentationHead(shared),
+        )
+        if config.guidance == "backbone" and self.backbone is None:
+            load_initial_weights(model)
+        model.plan, model.default_words = self.plan, self.default_words
+        model.card = {**self.card, "name": f"{training_free.PREFIX}-{variant}:{self.card['name']}"}
+        return model.to(self.device).eval()
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write config.json, model.safetensors and README.md (model card), each whole or not."""
@@ -399,7 +435,7 @@ class CATSeg(nn.Module):
         )
 
     def _notes(self, labels: np.ndarray, threshold: float, plan: InferencePlan) -> tuple[str, ...]:
-        notes = []
+        notes = [training_free.NOTE] if self.config.training_free else []
         if self.certificate is not None and plan == self.certificate.plan(self.plan) != self.plan:
             notes.append(str(self.certificate))
         if threshold > 0 and (labels >= 0).mean() < NOTHING_FOUND:

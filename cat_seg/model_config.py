@@ -65,6 +65,8 @@ class ModelConfig:
         sliding_window: kernel (pixels), overlap (share) and resolution (pixels); None for none.
         parts: what stands in place of, or beside, the published parts, each a kind with a
             registered name and its settings, see `cat_seg.registry`.
+        training_free: what stands in the aggregator's place, a variant of
+            `cat_seg.modeling.training_free`; "" for the aggregator.
     """
 
     clip: str | dict[str, Any] = "ViT-B/16"
@@ -101,6 +103,7 @@ class ModelConfig:
     max_size: int = 2560
     sliding_window: tuple[float, ...] | None = (384, 0.333, 640)
     parts: tuple[dict[str, Any], ...] = ()
+    training_free: str = ""
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> ModelConfig:

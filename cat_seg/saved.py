@@ -14,9 +14,11 @@ from cat_seg import registry
 from cat_seg.certificate import Certificate
 from cat_seg.conversion import CLIP, describe, published_name
 from cat_seg.errors import CATSegError
-from cat_seg.hub import Source
-from cat_seg.loading import load_state
+from cat_seg.hub import MODELS, Source, resolve
+from cat_seg.loading import load_clip, load_state
 from cat_seg.model_config import ModelConfig, published_config
+from cat_seg.modeling import training_free
+from cat_seg.modeling.clip import clip_normalization
 from cat_seg.trust.text import read_json
 from cat_seg.trust.weights import read_weights, without_zero_rows
 from cat_seg.utils.files import atomic_write, digest
@@ -107,6 +109,29 @@ def load_checkpoint(build: Callable[[ModelConfig], CATSeg], source: Source) -> C
     return model
 
 
+def load_training_free(build: Callable[[ModelConfig], CATSeg], variant: str, name: str) -> CATSeg:
+    """Build a training-free model, see `cat_seg.modeling.training_free`.
+
+    Args:
+        build: makes a model of an architecture.
+        variant: of the last block.
+        name: of a CLIP with the tag of its weights, or of a model whose CLIP is taken.
+
+    Raises:
+        CATSegError: if there is no such CLIP, or it cannot be had.
+    """
+    if name in MODELS or Path(name).exists():
+        found = resolve(name)
+        load = load_folder if found.kind == "folder" else load_checkpoint
+        return load(build, found).without_aggregator(variant)
+    mean, std = clip_normalization(name)
+    config = ModelConfig(clip=name, clip_pixel_mean=mean, clip_pixel_std=std)
+    model = build(training_free.without_aggregator(config, variant))
+    load_clip(model, name)
+    model.card |= {"name": f"{training_free.PREFIX}-{variant}:{name}"}
+    return model
+
+
 def save_weights(model: CATSeg, folder: Path) -> None:
     """Write model.safetensors; of the token table, the rows that are not zero where few are."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -139,7 +164,8 @@ def save_description(model: CATSeg, folder: Path) -> None:
 def _card(model: CATSeg) -> str:
     """Return the model card, in Markdown."""
     lines = [f"# {model.card['name'] or 'CAT-Seg'}", ""]
-    lines += ["A CAT-Seg model (https://arxiv.org/abs/2303.11797).", ""]
+    kind = training_free.NOTE if model.config.training_free else ""
+    lines += [kind or "A CAT-Seg model (https://arxiv.org/abs/2303.11797).", ""]
     for key, value in model.card.items():
         if isinstance(value, dict):
             value = ", ".join(f"{name} {figure}" for name, figure in value.items())

@@ -29,4 +29,5 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     print(models)
     print('\nTo use one: cat-seg predict photo.jpg --words "cat, sofa|couch" --model NAME')
+    print("Any CLIP without training, which is weaker: --model training-free:ViT-B-16:openai")
     return 0

@@ -55,7 +55,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="NAME",
         help="a name of `cat-seg models`, a folder, a checkpoint file, or owner/repo on the hub; "
-        "the small one that ships if left out, which knows no photographs",
+        "training-free:CLIP for any CLIP without training, which is weaker; the small one that "
+        "ships if left out, which knows no photographs",
     )
     model.add_argument(
         "--config-file", metavar="FILE", help="a model by its YAML, with --opts MODEL.WEIGHTS PATH"

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from cat_seg.errors import CATSegError, MissingPackageError
 from cat_seg.export import runner
 from cat_seg.model import CATSeg
+from cat_seg.modeling.aggregator import Aggregator
 from cat_seg.modeling.clip import clip_sizes
 from cat_seg.utils.files import atomic_write
 from cat_seg.vocabulary import Vocabulary
@@ -83,6 +84,7 @@ class ExportedNetwork(nn.Module):
             (B, T, 4 H, 4 W)
         """
         model, aggregator = self.model, self.model.predictor.transformer
+        assert isinstance(aggregator, Aggregator)  # which `export` checks
         clip = (images - model.clip_pixel_mean) / model.clip_pixel_std
         clip = F.interpolate(clip, self.clip_size, mode="bilinear", align_corners=False)
         backbone = None
@@ -131,12 +133,14 @@ def export(
         a line for each file, checked against PyTorch.
 
     Raises:
-        CATSegError: if the model pads images, there are too many words, a format is unknown, or a
-            float32 file differs from PyTorch by more than `TOLERANCE`.
+        CATSegError: if the model pads images or is training-free, there are too many words, a
+            format is unknown, or a float32 file differs from PyTorch by more than `TOLERANCE`.
         MissingPackageError: if packages are missing.
     """
     if unknown := [name for name in formats if name not in FORMATS]:
         raise CATSegError(f"{unknown[0]!r} is no format; expected of {', '.join(FORMATS)}.")
+    if model.config.training_free:
+        raise CATSegError("A training-free model cannot be exported; take one with an aggregator.")
     tiles = model.plan.sliding_window
     if tiles is None and model.config.size_divisibility > 1:
         raise CATSegError(

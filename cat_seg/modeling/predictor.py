@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cat_seg import registry
 from cat_seg.errors import CATSegError
 from cat_seg.model_config import ModelConfig
+from cat_seg.modeling import training_free
 from cat_seg.modeling.aggregator import Aggregator, ClassLogits, StreamedLogits
 from cat_seg.modeling.aggregator.correlation import correlate
 from cat_seg.modeling.autocast import without_autocast
@@ -48,6 +49,7 @@ class CATSegPredictor(nn.Module):
         half_volume: bool = False,
         text_batch: int = 4096,
         recompute: bool = False,
+        clip: CLIP | None = None,
     ) -> None:
         """
         Args:
@@ -57,15 +59,16 @@ class CATSegPredictor(nn.Module):
             half_volume: keep the volume in half precision between the layers, in inference.
             text_batch: tokens of a batch of texts.
             recompute: trade time for memory in training.
+            clip: another predictor's of the same architecture, to be shared; None to build one.
         """
         super().__init__()
         self.config = config
-        self.clip_model: CLIP = build_clip(config.clip)
+        self.clip_model: CLIP = clip or build_clip(config.clip)
         if recompute and isinstance(self.clip_model.visual, TimmModel):
             self.clip_model.visual.set_grad_checkpointing()
-        if config.split_qkv:
+        if config.split_qkv and clip is None:
             split_in_proj(self.clip_model)
-        for adapt in registry.make_all(config, "adapter"):
+        for adapt in registry.make_all(config, "adapter") if clip is None else []:
             adapt(self.clip_model)
         sizes = clip_sizes(self.clip_model)
         self.embed_dim = sizes.embed_dim
@@ -98,32 +101,36 @@ class CATSegPredictor(nn.Module):
             assert isinstance(layer, nn.Module)
             return layer
 
-        self.transformer = Aggregator(
-            text_dim=sizes.embed_dim,
-            prompt_dim=len(self.templates),
-            grid=(config.grid[0], config.grid[1]),
-            hidden_dim=config.hidden_dim,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            window=config.window,
-            attention_type=config.attention_type,
-            pooling=_pair(config.pooling),
-            test_pooling=_pair(config.test_pooling) if config.test_pooling else None,
-            text_guidance_dim=config.text_guidance_dim,
-            guidance_in_dims=guidance_channels,
-            guidance_dim=config.guidance_dim,
-            decoder_dims=config.decoder_dims,
-            decoder_guidance_dims=config.decoder_guidance_dims,
-            class_padding=config.class_padding,
-            max_classes=config.max_classes,
-            class_chunk=class_chunk,
-            half_volume=half_volume,
-            recompute=recompute,
-            volumes=widths,
-            cost=registry.make(config, "cost") or correlate,
-            layer=make_layer if registry.names(config.parts, "layer") else None,
-            decoder=registry.make(config, "decoder"),
-        )
+        self.transformer: Aggregator | training_free.Similarity
+        if config.training_free:
+            self.transformer = training_free.Similarity(_pair(config.grid))
+        else:
+            self.transformer = Aggregator(
+                text_dim=sizes.embed_dim,
+                prompt_dim=len(self.templates),
+                grid=_pair(config.grid),
+                hidden_dim=config.hidden_dim,
+                num_layers=config.num_layers,
+                num_heads=config.num_heads,
+                window=config.window,
+                attention_type=config.attention_type,
+                pooling=_pair(config.pooling),
+                test_pooling=_pair(config.test_pooling) if config.test_pooling else None,
+                text_guidance_dim=config.text_guidance_dim,
+                guidance_in_dims=guidance_channels,
+                guidance_dim=config.guidance_dim,
+                decoder_dims=config.decoder_dims,
+                decoder_guidance_dims=config.decoder_guidance_dims,
+                class_padding=config.class_padding,
+                max_classes=config.max_classes,
+                class_chunk=class_chunk,
+                half_volume=half_volume,
+                recompute=recompute,
+                volumes=widths,
+                cost=registry.make(config, "cost") or correlate,
+                layer=make_layer if registry.names(config.parts, "layer") else None,
+                decoder=registry.make(config, "decoder"),
+            )
         self.text = registry.make(config, "text")
         self.text_batch = text_batch
         self.recompute = recompute
@@ -132,8 +139,25 @@ class CATSegPredictor(nn.Module):
         if depth and length:
             self.prompt_tokens = nn.Parameter(0.02 * torch.randn(depth, length, sizes.vision_width))
 
-    def encode_image(self, images: Tensor) -> DenseFeatures:
-        """(B, 3, h, w), normalised for CLIP -> dense features and the guidance layers' tokens."""
+    def encode_image(self, images: Tensor, second: Tensor | None = None) -> DenseFeatures:
+        """Encode images position by position.
+
+        Args:
+            images: (B, 3, h, w), normalised for CLIP.
+            second: of a training-free model, the deepest map of its backbone, if it has one.
+
+        Returns:
+            dense features and the guidance layers' tokens.
+        """
+        if self.config.training_free:
+            final = training_free.encode(
+                self.clip_model.visual,
+                images,
+                self.config.training_free,
+                prompts=self.prompt_tokens,
+                second=second,
+            )
+            return DenseFeatures(final, ())
         return encode_dense(
             self.clip_model.visual,
             images,
@@ -231,6 +255,8 @@ class CATSegPredictor(nn.Module):
         Returns:
             the logits of each image.
         """
+        if isinstance(self.transformer, training_free.Similarity):
+            return self.transformer(features, text, self.clip_model.logit_scale.exp())
         return self.transformer(
             features,
             text,
