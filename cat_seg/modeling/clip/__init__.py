@@ -5,6 +5,7 @@ from cat_seg.modeling.clip.build import (
     build_clip,
     clip_normalization,
     clip_sizes,
+    from_transformers,
     load_clip_weights,
     register_clip,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "encode_dense",
     "encode_dense_tokens",
     "encode_text",
+    "from_transformers",
     "load_clip_weights",
     "low_rank",
     "register_clip",

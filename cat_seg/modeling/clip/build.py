@@ -5,16 +5,23 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
+import timm
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.timm_model import TimmModel
 from torch import Tensor
 
 from cat_seg.errors import CATSegError
 from cat_seg.modeling.clip.finetune import fuse_projections, split_projections
+from cat_seg.modeling.clip.from_transformers import (
+    is_transformers,
+    open_clip_config,
+    open_clip_state,
+)
 from cat_seg.modeling.clip.stem import ConvStem
 from cat_seg.modeling.clip.text import set_tokenizer
 from cat_seg.modeling.clip.towers import Layer, layers_of, take_any_size
@@ -80,8 +87,9 @@ def build_clip(
     Args:
         name: "ViT-B/16", "ViT-L/14@336px", "ViT-H", "ViT-G" (as in published configs), a name of
             open_clip ("ViT-L-14", or "ViT-L-14:dfn2b_s39b" with the tag of its weights), a name
-            given to `register_clip`, a path to a JSON model configuration of open_clip, or such a
-            configuration itself.
+            given to `register_clip`, "hf://owner/repo" of a CLIP or SigLIP of transformers, a path
+            to a JSON model configuration of open_clip or transformers, or such a configuration
+            itself.
         pretrained: what to give to `load_clip_weights`. Empty loads nothing: the weights are
             random, to be overwritten by a checkpoint.
         image_size: pixels of the images that it will see (multiples of the patch size), the native
@@ -93,8 +101,13 @@ def build_clip(
     """
     config = _model_config(name)
     vision = dict(config["vision_cfg"])
-    stem = vision.pop("stem", None)
+    stem, trunk = vision.pop("stem", None), vision.pop("timm_settings", None)
     clip = open_clip.CLIP(**config | {"vision_cfg": vision})
+    if trunk:
+        pool, name_of_timm = vision["timm_pool"], vision["timm_model_name"]
+        clip.visual.trunk = timm.create_model(
+            name_of_timm, num_classes=0, global_pool=pool, **trunk
+        )
     if stem:
         visual = clip.visual
         visual.conv1 = ConvStem(stem, visual.conv1.out_channels, visual.patch_size[0])
@@ -121,6 +134,20 @@ def build_clip(
 def register_clip(name: str, config: dict[str, Any]) -> None:
     """Make a model configuration of open_clip (embed_dim, vision_cfg, text_cfg) known by a name."""
     _registered[name] = config
+
+
+def from_transformers(model: Any) -> open_clip.CLIP:
+    """Make the CLIP that a model of transformers' classes CLIPModel or SiglipModel is.
+
+    Args:
+        model: with its weights, which are copied.
+
+    Raises:
+        CATSegError: if it is of another class.
+    """
+    clip = build_clip(model.config.to_dict())
+    clip.load_state_dict(open_clip_state(model.state_dict()))
+    return clip
 
 
 def clip_sizes(clip: open_clip.CLIP) -> ClipSizes:
@@ -150,8 +177,10 @@ def clip_normalization(name: str | dict[str, Any]) -> tuple[tuple[float, ...], t
     Args:
         name: see `build_clip`; with the tag of the weights, or the first that are published.
     """
-    if isinstance(name, dict):
-        return _MEAN, _STD
+    if isinstance(name, dict) or name.startswith("hf://"):
+        config = name if isinstance(name, dict) else _hub_config(name)
+        half = (127.5, 127.5, 127.5)  # SigLIP's
+        return (half, half) if config.get("model_type") == "siglip" else (_MEAN, _STD)
     architecture, tag = _architecture(name)
     tags = list_pretrained_tags_by_model(architecture)
     published = get_pretrained_cfg(architecture, tag or (tags[0] if tags else ""))
@@ -207,6 +236,8 @@ def _model_config(name: str | dict[str, Any]) -> dict[str, Any]:
         config = dict(name)
     elif name in _registered:
         config = dict(_registered[name])
+    elif name.startswith("hf://"):
+        config = open_clip_config(_hub_config(name), name.removeprefix("hf://"))
     elif name.endswith(".json"):
         config = read_json(project_file(name))
         config = config.get("model_cfg", config) if isinstance(config, dict) else {}
@@ -222,6 +253,8 @@ def _model_config(name: str | dict[str, Any]) -> dict[str, Any]:
             )
         if get_pretrained_cfg(architecture, tag).get("quick_gelu"):
             config["quick_gelu"] = True  # a matter of the weights as much as of the architecture
+    if is_transformers(config):
+        config = open_clip_config(config)
     vision, text = config.get("vision_cfg"), config.get("text_cfg")
     if not isinstance(vision, dict) or not isinstance(text, dict):
         raise CATSegError(
@@ -238,6 +271,16 @@ def _model_config(name: str | dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "custom_text"}
 
 
+def _hub_config(name: str) -> dict[str, Any]:
+    """The config.json of transformers in a repository of the hub."""
+    config = read_json(fetch(f"{name}/config.json"))
+    if not isinstance(config, dict) or not is_transformers(config):
+        raise CATSegError(
+            f"{name}/config.json describes no model of transformers; expected its model_type."
+        )
+    return config
+
+
 def _architecture(name: str) -> tuple[str, str]:
     """open_clip's architecture for a name, and the tag of its weights ("" if it has none)."""
     architecture, _, tag = name.replace("/", "-").partition(":")
@@ -246,6 +289,8 @@ def _architecture(name: str) -> tuple[str, str]:
 
 def _weight_file(source: str) -> Path:
     """Find or download the file that `load_clip_weights` was asked for."""
+    if re.fullmatch(r"hf://[^/]+/[^/]+", source):
+        return fetch(f"{source}/model.safetensors")
     architecture, tag = _architecture(source)
     tags = list_pretrained_tags_by_model(architecture)
     if not tags or Path(source).is_file():
@@ -272,6 +317,8 @@ def _clip_state(
     state: dict[str, Tensor], expected: dict[str, Tensor], file: Path
 ) -> dict[str, Tensor]:
     """The CLIP in a state dict, whatever it is part of, by open_clip's names."""
+    if "vision_model.embeddings.patch_embedding.weight" in state:
+        state = open_clip_state(state)
     mark = next(key for key in expected if key.startswith("visual.") and key.endswith("weight"))
     prefixes = [k.removesuffix(mark) for k in state if k.endswith(mark)]
     if len(prefixes) != 1:

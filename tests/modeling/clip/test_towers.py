@@ -1,5 +1,7 @@
 """Dense features of image encoders that are no ViT of open_clip, on tiny random ones."""
 
+from pathlib import Path
+
 import open_clip
 import pytest
 import torch
@@ -307,6 +309,19 @@ LEFT_OUT = {  # name -> why, as docs/encoders.md says it
     "swin_base_patch4_window7_224": "windows are made for one size",
     "vit_relpos_medium_patch16_cls_224": "no value path of it is known",
 }
+
+
+def test_the_page_says_how_many_are_built():
+    if not open_clip.__version__.startswith("3.3."):
+        pytest.skip("the page counts those of open_clip 3.3")
+    page = (Path(__file__).parents[3] / "docs/encoders.md").read_text("utf-8")
+    every = set(open_clip.list_models())
+    built = len(every - set(LEFT_OUT))
+    assert built >= 120
+    assert f"{built} of the {len(every)} names that open_clip 3.3 lists are built" in page
+    assert all(f"`{name}`" in page for name in LEFT_OUT)
+
+
 FEW = ("EVA02-L-14-336", "MobileCLIP2-S3", "PE-Core-B-16", "ViTamin-S", "convnext_base_w", "RN50x4")
 
 
