@@ -411,12 +411,15 @@ class Aggregator(nn.Module):
                         found = most_similar_classes(first, one, count, length)
                         kept = Selection(found, found[:0], None)
                 chosen = torch.cat([kept.classes, kept.others])
+            memory = volume
+            if volume is not None and chosen is not None:  # of representatives there may be more
+                memory = volume[:, : len(chosen)] if len(chosen) <= volume.shape[1] else None
             volume, maps = self.aggregate(
                 features[some],
                 text if chosen is None else text[chosen],
                 words if words is None or chosen is None else words[chosen],
                 [g[some] for g in guidance],
-                volume if volume is None or chosen is None else volume[:, : len(chosen)],
+                memory,
                 overwrite=start + batch >= B,
                 kept=kept,
                 inside=inside,

@@ -182,6 +182,25 @@ def test_representatives_of_equal_classes_lose_nothing():
     assert not torch.allclose(dropped[0].values, whole[0][:4], atol=1e-4)
 
 
+def test_crops_need_not_have_as_many_representatives():
+    """A cluster that is chosen whole needs none: the first crop has one less than the second."""
+    torch.manual_seed(0)
+    model = random_weights(Aggregator(**ARGS), std=0.15)
+    text = torch.randn(2, 1, 8).repeat_interleave(torch.tensor([2, 5]), 0).expand(-1, 3, -1)
+    text = text + 1e-3 * torch.randn(7, 3, 8)
+    _, _, guidance = inputs()
+    features = torch.stack([text[0, 0], text[6, 0]])[..., None, None].expand(-1, -1, 8, 8)
+    with torch.no_grad():
+        together = model(features, text, guidance, 0, 2, 2)
+        for i, crop in enumerate(together):
+            alone = model(features[i : i + 1], text, [g[i : i + 1] for g in guidance], 0, 2, 2)[0]
+            assert crop.classes is not None and alone.classes is not None
+            assert crop.classes.tolist() == alone.classes.tolist()
+            close(crop.values, alone.values)
+    first, second = (set(crop.classes.tolist()) for crop in together if crop.classes is not None)
+    assert first == {0, 1} and second < {2, 3, 4, 5, 6}
+
+
 def test_clusters_find_what_is_alike_and_the_rest_is_counted():
     torch.manual_seed(0)
     centres = F.normalize(torch.randn(3, 16), dim=-1)
