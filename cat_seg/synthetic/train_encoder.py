@@ -10,8 +10,8 @@ must be nearest to the phrases that are true of the object there, among phrases 
 Masks are of seen objects alone, so a colour and a pattern tell which shape they never come with.
 Two things keep the encoder from learning that. Small pictures of one object, of any name, have a
 caption and no mask: as in `contrastive`, the mean of their positions must be nearest to what is
-true of them. And half of all pictures have their colour channels exchanged; these teach shapes and
-patterns alone.
+true of them. And most pictures have their colour channels exchanged: these alone teach shapes by
+masks, and the others colours.
 
 Writes DIR/model.safetensors, as `train_clip` does, for `cat_seg/synthetic/clip_stem.json`.
 
@@ -60,7 +60,9 @@ logger = logging.getLogger(__name__)
 CONFIG = "cat_seg/synthetic/clip_stem.json"
 TEMPLATES = (*get_templates("imagenet_select"), *get_templates("single"), "a photo of a {}.", "{}")
 WEIGHTS = (1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5)  # of the groups of `phrase_groups`
-WEIGHTS_EXCHANGED = (0.0, 1.0, 0.0, 0.5, 0.0, 0.5, 0.0)  # where channels are exchanged
+WEIGHTS_MASKS = (0.0, 0.0, 1.0, 0.5, 0.0, 0.0, 0.5)  # the same, of masks
+WEIGHTS_EXCHANGED = (0.0, 1.5, 0.0, 0.5, 0.0, 0.5, 0.0)  # of both, where channels are exchanged
+_PLAIN = 3  # one step in so many shows the true colours
 _GROUND = 0.15  # weight of a position of a background; they are many, and easy
 _TILE, _TILES = 40, 48  # pixels of a picture of one object, and how many of them a step has
 NOTHING = -1  # the label of a position that teaches nothing
@@ -227,13 +229,11 @@ def loss_of(
         exchange: exchange channels, and teach shapes and patterns alone.
     """
     scenes, tiles = batch.scenes.float(), batch.tiles.float()
-    names, labels, weights = batch.names, batch.tile_labels, WEIGHTS
+    names, labels = batch.names, batch.tile_labels
+    weights, of_captions = WEIGHTS_MASKS, WEIGHTS
     if exchange:
-        scenes, tiles, weights = (
-            exchange_channels(scenes),
-            exchange_channels(tiles),
-            WEIGHTS_EXCHANGED,
-        )
+        scenes, tiles = exchange_channels(scenes), exchange_channels(tiles)
+        weights = of_captions = WEIGHTS_EXCHANGED
         names, labels = (t.where(t >= len(BACKGROUNDS), NOTHING) for t in (names, labels))
     room = clip.visual.grid_size[0] - _TILE // _PATCH
     offset = int(torch.randint(room + 1, ())), int(torch.randint(room + 1, ()))
@@ -245,7 +245,7 @@ def loss_of(
     return (
         dense_loss(whole, names, groups, scale, weights)
         + dense_loss(F.normalize(small, dim=-1), labels, groups, scale, weights)
-        + dense_loss(pooled, batch.tile_names, every, scale, weights)
+        + dense_loss(pooled, batch.tile_names, every, scale, of_captions)
     )
 
 
@@ -265,7 +265,7 @@ def train(
     began = time.perf_counter()
     batches = DataLoader(Batches(seed, steps, batch), batch_size=None, num_workers=1)
     for step, shown in enumerate(batches):
-        loss = loss_of(clip, shown, groups, every, exchange=step % 2 == 1)
+        loss = loss_of(clip, shown, groups, every, exchange=step % _PLAIN > 0)
         clip.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)

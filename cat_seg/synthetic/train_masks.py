@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import logging
 import math
 import time
@@ -34,9 +35,11 @@ from torch.utils.data import DataLoader, Dataset
 from cat_seg.label_rules import NOTHING
 from cat_seg.loading import load_state
 from cat_seg.model import CATSeg
+from cat_seg.model_config import ModelConfig
 from cat_seg.modeling.clip import load_clip_weights
 from cat_seg.modeling.losses import mask_bce
-from cat_seg.plugin.config import load_config, model_config
+from cat_seg.resources import resource
+from cat_seg.synthetic import train_encoder
 from cat_seg.synthetic.dataset import SIZE, split_scene
 from cat_seg.synthetic.evaluate import evaluate
 from cat_seg.synthetic.names import BACKGROUNDS, NAMES, SEEN_NAMES, SEEN_OBJECTS, phrase_groups
@@ -45,10 +48,29 @@ from cat_seg.utils.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "configs/synthetic_stem.yaml"
+CONFIG = ModelConfig(  # what configs/synthetic.yaml describes too
+    clip=json.loads(resource(train_encoder.CONFIG).read_text()),
+    templates="imagenet_select",
+    guidance="clip",
+    guidance_layers=(2, 1),  # the stem's maps, of strides 4 and 2
+    upsample_dims=(32, 16),
+    grid=(32, 32),
+    window=8,
+    hidden_dim=32,
+    num_layers=1,
+    pooling=(1, 1),
+    text_guidance_dim=0,  # it knows no class by name, so held-out ones fare as well
+    guidance_dim=32,
+    decoder_dims=(16, 16),
+    decoder_guidance_dims=(8, 8),
+    size_divisibility=1,
+    min_size=SIZE,
+    sliding_window=None,
+)
 NO_CLASS = 255
 AVERAGED = 0.998  # share of the moving average that a step keeps
 _COUNTS, _COUNT_SHARES = (10, 14, 20, 32), (0.4, 0.35, 0.15, 0.1)  # T
+_COLOURLESS = (1, 3, 5)  # of `phrase_groups`: shapes, patterns, pairs of them
 _OTHERS = ("cat", "dog", "car", "tree", "person", "house", "chair", "boat", "square", "heart")
 _PHRASES = tuple(dict.fromkeys(phrase for group in phrase_groups() for phrase in group))
 WORDS = (*_PHRASES, *_OTHERS)
@@ -67,7 +89,9 @@ def draw_task(seed: int, index: int) -> Task:
     """Draw the scene and the vocabulary of a step, from the seed and its number alone."""
     rng = np.random.default_rng([seed, 7, index])
     image, labels, clear = _draw_scene(rng, seed, index)
-    phrases = _draw_phrases(rng, sorted({NAMES[i] for i in np.unique(labels)}))
+    phrases, colourless = _draw_phrases(rng, sorted({NAMES[i] for i in np.unique(labels)}))
+    if colourless:  # so that a colour does not tell which shapes it never comes with
+        image = image[..., rng.permutation(3)]
     if rng.random() < 0.3:
         phrases |= {str(word): frozenset() for word in rng.choice(_OTHERS, 2, replace=False)}
     table = np.full(len(NAMES), NO_CLASS)
@@ -100,11 +124,18 @@ def _draw_scene(
     return image, labels, clear.astype(bool)
 
 
-def _draw_phrases(rng: np.random.Generator, shown: list[str]) -> dict[str, frozenset[str]]:
-    """Draw a vocabulary for a scene of these names: phrases, and the names each is true of."""
+def _draw_phrases(
+    rng: np.random.Generator, shown: list[str]
+) -> tuple[dict[str, frozenset[str]], bool]:
+    """Draw a vocabulary for a scene of these names.
+
+    Returns:
+        phrases, and the names that each is true of; whether none of them tells a colour.
+    """
     count = int(rng.choice(_COUNTS, p=_COUNT_SHARES))
     kept = [name for name in shown if rng.random() < 0.85] or shown
-    if rng.random() < 0.7:
+    colourless = False
+    if rng.random() < 0.6:
         near = [
             name
             for name in SEEN_OBJECTS
@@ -122,16 +153,18 @@ def _draw_phrases(rng: np.random.Generator, shown: list[str]) -> dict[str, froze
         names += rng.permutation(rest)[: max(0, count - len(names))].tolist()
         said = {str(name): frozenset([str(name)]) for name in names}
     else:
-        group = phrase_groups()[int(rng.integers(1, 7))]
+        number = int(rng.integers(1, 7))
+        colourless = number in _COLOURLESS and rng.random() < 0.5
+        group = phrase_groups()[number]
         true = [phrase for phrase, names in group.items() if names & set(kept)]
         false = [phrase for phrase, names in group.items() if not names & set(shown)]
         said = {p: group[p] for p in [*true, *rng.permutation(false)[:count].tolist()]}
-        grounds = [n for n in kept if n in BACKGROUNDS]
-        grounds += rng.permutation([n for n in BACKGROUNDS if n not in shown])[:4].tolist()
+        grounds = [n for n in kept if n in BACKGROUNDS and not colourless]
+        if not colourless:
+            grounds += rng.permutation([n for n in BACKGROUNDS if n not in shown])[:4].tolist()
         said |= {str(name): frozenset([str(name)]) for name in grounds}
-    order = rng.permutation(len(said))
     items = list(said.items())
-    return dict(items[i] for i in order)
+    return dict(items[i] for i in rng.permutation(len(items))), colourless
 
 
 class Tasks(Dataset[Task]):
@@ -171,7 +204,7 @@ def train(
     ids = {id(p) for p in (*visual, *model.predictor.clip_model.parameters())}
     rest = [p for p in model.parameters() if id(p) not in ids]
     groups: list[dict[str, Any]] = [
-        {"params": visual, "lr": 0.2 * learning_rate},
+        {"params": visual, "lr": 0.1 * learning_rate},
         {"params": rest},
     ]
     stepper = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
@@ -222,7 +255,7 @@ def save(model: CATSeg, folder: Path) -> None:
 def build(start: Path | None, clip: Path | None) -> CATSeg:
     """Build the model of `CONFIG`, with the weights of a saved model, or of a CLIP alone."""
     torch.manual_seed(0)
-    model = CATSeg(model_config(load_config(CONFIG, ["MODEL.WEIGHTS", ""])))
+    model = CATSeg(CONFIG)
     if start is not None:
         load_state(model, read_weights(start / "model.safetensors"))
     if clip is not None:
