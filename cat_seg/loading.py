@@ -7,7 +7,14 @@ import re
 
 from torch import Tensor, nn
 
-from cat_seg.conversion import BACKBONE, CLIP, describe, generation, holds_clip, to_model
+from cat_seg.conversion import (
+    BACKBONE,
+    CLIP,
+    describe,
+    generation,
+    holds_clip,
+    to_model,
+)
 from cat_seg.errors import CATSegError
 from cat_seg.modeling.clip.build import load_clip_weights
 from cat_seg.trust.weights import check_weights
@@ -33,6 +40,9 @@ def load_state(model: nn.Module, state: dict[str, Tensor], clip_weights: str = "
     """
     expected = model.state_dict()
     state = to_model(state, expected)
+    if getattr(getattr(model, "config", None), "training_free", ""):  # the file's CLIP alone
+        state = {key: value for key, value in state.items() if key in expected}
+        load_initial_weights(model)
     has, wants = generation(state), generation(expected)
     if has and wants and has != wants:
         raise CATSegError(

@@ -14,6 +14,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from cat_seg.errors import CATSegError
+from cat_seg.loading import load_initial_weights
+from cat_seg.modeling.training_free import VARIANTS
 from cat_seg.plugin.checkpointer import CATSegCheckpointer, local_weights
 from cat_seg.plugin.data.datasets.builtin import BENCHMARKS, SPLITS
 from cat_seg.plugin.data.datasets.registered import adopt, import_plugin, mess_datasets
@@ -54,9 +57,12 @@ def main(arguments: Sequence[str]) -> int:
     args = build_parser().parse_args(arguments)
     cfg = read_config(args)  # whatever is wrong shows at once
     chosen_datasets(cfg, args.benchmark)
-    if not cfg.MODEL.WEIGHTS:
+    if cfg.MODEL.WEIGHTS:
+        local_weights(cfg.MODEL.WEIGHTS)
+    elif not cfg.MODEL.TRAINING_FREE:  # which takes the published CLIP
         raise CATSegError("MODEL.WEIGHTS is empty; name the weights to evaluate.")
-    local_weights(cfg.MODEL.WEIGHTS)
+    if args.baseline and cfg.MODEL.TRAINING_FREE:
+        raise CATSegError("--baseline: MODEL.TRAINING_FREE makes the model a baseline already.")
     launch(run, args)
     return 0
 
@@ -83,10 +89,17 @@ def _run(cfg: CfgNode, args: argparse.Namespace, folder: RunFolder) -> None:
     model: CATSeg = build_model(cfg).eval()
     model.labels_only = True  # never more than a piece of one image's probabilities
     CATSegCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    of_baseline = baseline_of(cfg, model, args.baseline) if args.baseline else None
     outcomes, failures = [], []
     for name in names:
         try:
-            outcomes.append(evaluate(cfg, model, name, facts, args.limit))
+            outcome = evaluate(cfg, model, name, facts, args.limit)
+            if of_baseline is not None:
+                its = {**facts, "MODEL.TRAINING_FREE": args.baseline}
+                below = evaluate(*of_baseline, name, its, args.limit)
+                if comm.is_main_process():
+                    outcome = replace(outcome, baseline=below.figures["mIoU"])
+            outcomes.append(outcome)
         except CATSegError as error:
             logger.error("%s could not be evaluated: %s", name, error)
             failures.append(f"{name} could not be evaluated: {error}")
@@ -161,13 +174,31 @@ def _is_there(name: str) -> bool:
 def run_facts(cfg: CfgNode, names: Sequence[str]) -> dict[str, Any]:
     """What decides the predictions: version, weights, settings of model and protocol, words."""
     facts = settings(cfg, "INPUT", "MODEL", "TEST")
-    facts["weights"] = digest(local_weights(cfg.MODEL.WEIGHTS))
+    if cfg.MODEL.WEIGHTS:
+        facts["weights"] = digest(local_weights(cfg.MODEL.WEIGHTS))
     clip = cfg.MODEL.SEM_SEG_HEAD.CLIP_WEIGHTS
     if clip and "://" not in clip:
         with suppress(CATSegError):  # it is not there, and not needed if the weights hold CLIP
             facts["clip weights"] = digest(local_weights(clip))
     words = {f"words of {name}": list(MetadataCatalog.get(name).vocabulary) for name in names}
     return facts | words
+
+
+def baseline_of(cfg: CfgNode, model: CATSeg, variant: str) -> tuple[CfgNode, CATSeg]:
+    """Make the training-free model of the same CLIP, and the config of its evaluation."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.TRAINING_FREE = variant
+    cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, f"baseline-{variant}"))
+    cfg.freeze()
+    baseline: CATSeg = build_model(cfg).eval()
+    baseline.predictor.clip_model = model.predictor.clip_model
+    baseline.labels_only = True
+    if model.backbone is not None and baseline.backbone is not None:
+        baseline.backbone = model.backbone
+    else:
+        load_initial_weights(baseline)
+    return cfg, baseline
 
 
 def evaluate(
@@ -239,6 +270,9 @@ def report(cfg: CfgNode, outcomes: list[BenchmarkResult], failures: list[str], l
         warnings.insert(0, f"A quick look (--limit {limit}): at most {limit} images of each.")
     warnings += failures
     model = f"CAT-Seg {published['model']}" if published else "CAT-Seg"
+    if cfg.MODEL.TRAINING_FREE:
+        clip = cfg.MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED
+        model = f"CLIP {clip} alone, training-free ({cfg.MODEL.TRAINING_FREE})"
     about = {
         "model": model,
         "weights": cfg.MODEL.WEIGHTS,
@@ -286,6 +320,16 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MODULE",
         help="import a module that registers data sets with detectron2's catalogs, which "
         "--benchmark may name then",
+    )
+    parser.add_argument(
+        "--baseline",
+        nargs="?",
+        const="maskclip",
+        default="",
+        choices=VARIANTS,
+        metavar="VARIANT",
+        help="evaluate the model's CLIP without its aggregator too, see docs/training_free.md: "
+        f"{', '.join(VARIANTS)}; maskclip if none is named",
     )
     parser.add_argument("--output", default="", help="folder of results; OUTPUT_DIR if left out")
     return parser

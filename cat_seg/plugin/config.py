@@ -22,6 +22,7 @@ from cat_seg.errors import CATSegError
 from cat_seg.inference import InferencePlan
 from cat_seg.model_config import GENERATIONS as ARCHITECTURES
 from cat_seg.model_config import ModelConfig
+from cat_seg.modeling import training_free
 from cat_seg.modeling.sliding_window import TileGrid
 from cat_seg.registry import names
 from cat_seg.resources import resource, user_file
@@ -99,6 +100,10 @@ def add_cat_seg_config(cfg: CfgNode) -> None:
     # Parts in place of, or beside, the published ones: a list of {KIND: NAME} and settings, such as
     # {layer: parallel, dropout: 0.1}. docs/extending.md.
     cfg.MODEL.PARTS = []
+    # CLIP alone in place of the aggregator, as a baseline: "maskclip", "sclip", "clearclip",
+    # "naclip" or "proxyclip". MODEL.WEIGHTS is then a checkpoint whose CLIP is taken, or empty for
+    # the published CLIP. docs/training_free.md.
+    cfg.MODEL.TRAINING_FREE = ""
 
     # The model pads images to multiples of this, in pixels: in training, and in inference without
     # the sliding window. The key's place is that of the original code.
@@ -264,7 +269,7 @@ def model_config(cfg: CfgNode) -> ModelConfig:
         resnet_settings = {"depth": cfg.MODEL.RESNETS.DEPTH}
     hidden = head.HIDDEN_DIMS
     tiles = (cfg.TEST.SLIDING_KERNEL, cfg.TEST.SLIDING_OVERLAP, cfg.TEST.SLIDING_RESOLUTION)
-    return ModelConfig(
+    config = ModelConfig(
         clip=clip,
         templates=cfg.MODEL.PROMPT_ENSEMBLE_TYPE,
         guidance=choice["GUIDANCE"],
@@ -300,6 +305,8 @@ def model_config(cfg: CfgNode) -> ModelConfig:
         sliding_window=tiles if cfg.TEST.SLIDING_WINDOW else None,
         parts=parts,
     )
+    variant = cfg.MODEL.TRAINING_FREE
+    return training_free.without_aggregator(config, variant) if variant else config
 
 
 def inference_plan(cfg: CfgNode) -> InferencePlan:

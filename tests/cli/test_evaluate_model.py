@@ -89,3 +89,21 @@ def test_two_vocabularies_whole_and_interrupted(config, tmp_path, monkeypatch):
     for file in ("per_class.csv", "report.html"):
         contents = [(tmp_path / folder / file).read_bytes() for folder in ("whole", "resumed")]
         assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("config", [shipped], indirect=True)
+def test_a_baseline_stands_beside_the_model(config, tmp_path):
+    arguments = ["--config-file", str(config), "--benchmark", "names"]
+    both = [*arguments, "--output", str(tmp_path / "both"), "--baseline"]
+    assert evaluate.main(both) == 0
+    (data,) = json.loads((tmp_path / "both/results.json").read_text())["datasets"]
+    assert 0 < data["baseline"] < data["mIoU"]
+    assert "without aggregator" in (tmp_path / "both/report.html").read_text()
+
+    # The same by the key alone, from the same checkpoint.
+    alone = [*arguments, "--output", str(tmp_path / "alone"), "MODEL.TRAINING_FREE", "maskclip"]
+    assert evaluate.main(alone) == 0
+    results = json.loads((tmp_path / "alone/results.json").read_text())
+    assert results["datasets"][0]["mIoU"] == data["baseline"]
+    assert "training-free (maskclip)" in results["model"]
+    assert any("MODEL.TRAINING_FREE" in text for text in results["warnings"])

@@ -40,6 +40,7 @@ def deviations(cfg: CfgNode) -> list[str]:
     expected["MODEL.PROMPT_ENSEMBLE_TYPE"] = cfg.MODEL.PROMPT_ENSEMBLE_TYPE, TEMPLATES[generation]
     for key, published in GENERATIONS[generation].items():
         expected[f"MODEL.SEM_SEG_HEAD.{key}"] = settings[key], published
+    expected["MODEL.TRAINING_FREE"] = cfg.MODEL.TRAINING_FREE, ""
     return [
         f"{key} is {value!r}, published figures have {published!r}"
         for key, (value, published) in expected.items()
@@ -53,6 +54,8 @@ def published_model(cfg: CfgNode) -> dict[str, Any] | None:
     Returns:
         {"model", "clip", "mIoU": {registered split: percent}, ...}
     """
+    if cfg.MODEL.TRAINING_FREE:
+        return None
     clip = cfg.MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED
     wanted = (str(generation_settings(cfg)["GENERATION"]), _CLIP.get(clip, clip))
     rows = (row for row in published_results() if (row["generation"], row["clip"]) == wanted)

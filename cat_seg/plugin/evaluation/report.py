@@ -110,6 +110,8 @@ def _section(benchmark: BenchmarkResult) -> dict[str, Any]:
     tiles = [(_percent(figures[key]), key) for key in MIOU_DEFINITIONS]
     if benchmark.published is not None:
         tiles.append((_percent(benchmark.published), "published mIoU"))
+    if benchmark.baseline is not None:
+        tiles.append((_percent(benchmark.baseline), "mIoU of its CLIP without aggregator"))
     tiles += [(_percent(figures[key]), key) for key in ("fwIoU", "mACC", "pACC")]
     tiles.append((f"{len(result.images):,}", f"of {result.expected:,} images"))
     left_out = [f"{name} was left out: {why}" for name, why in sorted(result.left_out.items())]

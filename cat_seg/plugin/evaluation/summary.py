@@ -20,6 +20,7 @@ class BenchmarkResult:
     title: str
     result: EvaluationResult
     published: float | None  # mIoU in percent
+    baseline: float | None = None  # mIoU of the same CLIP without an aggregator, in percent
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -35,12 +36,14 @@ class BenchmarkResult:
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry of results.json."""
-        return {"title": self.title, **self.figures, "published": self.published}
+        entry = {"title": self.title, **self.figures, "published": self.published}
+        return entry if self.baseline is None else entry | {"baseline": self.baseline}
 
 
 def summary_table(benchmarks: Sequence[BenchmarkResult]) -> str:
     """Format a line for each dataset, in percent."""
     others = ("mIoU_2021", "fwIoU", "mACC", "pACC")
+    compared = any(benchmark.baseline is not None for benchmark in benchmarks)
     rows = [
         (
             benchmark.title,
@@ -48,12 +51,14 @@ def summary_table(benchmarks: Sequence[BenchmarkResult]) -> str:
             benchmark.figures["mIoU"],
             benchmark.published,
             benchmark.difference,
+            *([benchmark.baseline] if compared else []),
             *(benchmark.figures[key] for key in others),
             benchmark.result.remark,
         )
         for benchmark in benchmarks
     ]
-    head = ("", "images", "mIoU", "published", "difference", *others, "")
+    baseline = ["CLIP alone"] if compared else []
+    head = ("", "images", "mIoU", "published", "difference", *baseline, *others, "")
     return tabulate(rows, head, tablefmt="pipe", floatfmt=".2f")
 
 
