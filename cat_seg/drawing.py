@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from cat_seg.fonts import can_draw, draw_text, text_width
 from cat_seg.label_maps import strips
 from cat_seg.palette import is_light, name_colors
-from cat_seg.utils.files import atomic_write
+from cat_seg.utils.files import write_picture
 
 OPACITY = 0.5  # of the class colours over the image
 SMALLEST_VIEW = 800  # pixels; smaller images are enlarged, so that names fit into their regions
@@ -127,8 +127,7 @@ def blend(
 def save_picture(path: str | Path, picture: Image.Image) -> Path:
     """Write a picture in the format of its suffix, complete or not at all."""
     path = Path(path)
-    with atomic_write(path) as part:
-        picture.save(part, format=Image.registered_extensions()[path.suffix.lower()], quality=92)
+    write_picture(path, picture, quality=92)
     return path
 
 

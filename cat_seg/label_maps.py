@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from cat_seg.errors import CATSegError
 from cat_seg.images import open_image
-from cat_seg.utils.files import atomic_write
+from cat_seg.utils.files import write_picture
 
 _ONE_CHANNEL = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
 _STRIP = 1 << 22  # pixels
@@ -85,8 +85,7 @@ def write_label_map(path: str | Path, labels: np.ndarray, text: str = "") -> Non
             compress = 1000 < len(text.encode()) < PngImagePlugin.MAX_TEXT_CHUNK
             inside.add_itxt(_TEXT_KEY, text, zip=compress)
             options["pnginfo"] = inside
-    with atomic_write(path) as part:
-        Image.fromarray(labels).save(part, **options)
+    write_picture(path, Image.fromarray(labels), **options)
 
 
 def strips(labels: np.ndarray) -> Iterator[slice]:

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
-
 from cat_seg import registry
 from cat_seg.certificate import Certificate
 from cat_seg.conversion import CLIP, describe, published_name
@@ -20,7 +18,7 @@ from cat_seg.model_config import ModelConfig, published_config
 from cat_seg.modeling import training_free
 from cat_seg.modeling.clip import clip_normalization
 from cat_seg.trust.text import read_json
-from cat_seg.trust.weights import read_weights, without_zero_rows
+from cat_seg.trust.weights import read_weights, without_zero_rows, write_weights
 from cat_seg.utils.files import atomic_write, digest
 
 if TYPE_CHECKING:
@@ -136,8 +134,7 @@ def save_weights(model: CATSeg, folder: Path) -> None:
     """Write model.safetensors; of the token table, the rows that are not zero where few are."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     state = without_zero_rows(state, CLIP + "token_embedding.weight")
-    with atomic_write(folder / WEIGHTS) as part:
-        save_file(state, part, {"format": "pt"})
+    write_weights(state, folder / WEIGHTS)
 
 
 def save_description(model: CATSeg, folder: Path) -> None:

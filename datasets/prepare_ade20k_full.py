@@ -16,7 +16,7 @@ from cat_seg.class_lists import label_ids
 from cat_seg.images import open_image
 from cat_seg.label_maps import write_label_map
 from cat_seg.trust.weights import read_file
-from cat_seg.utils.files import atomic_write
+from cat_seg.utils.files import write_picture
 
 SHORT_SIDE = 512  # pixels
 TABLE = LabelTable({id_: label for label, id_ in enumerate(label_ids("ade847"))}, other=65535)
@@ -68,8 +68,7 @@ def convert(source: Path, image_file: Path, label_file: Path) -> None:
         size = round(width * SHORT_SIDE / short), round(height * SHORT_SIDE / short)
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
         labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
-    with atomic_write(image_file) as part:
-        Image.fromarray(pixels).save(part)  # at Pillow's default quality, as published
+    write_picture(image_file, Image.fromarray(pixels))  # at Pillow's default quality, as published
     write_label_map(label_file, labels)
 
 

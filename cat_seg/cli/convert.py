@@ -9,14 +9,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import safetensors.torch
-import torch
-from torch import Tensor
-
 from cat_seg.conversion import from_released, generation, to_released
 from cat_seg.errors import CATSegError
-from cat_seg.trust.weights import read_weights
-from cat_seg.utils.files import atomic_write, fetch
+from cat_seg.trust.weights import read_weights, write_weights
+from cat_seg.utils.files import fetch
 
 
 def convert(source: str, target: str | Path, *, to: str = "cat_seg", half: bool = False) -> None:
@@ -42,15 +38,7 @@ def convert(source: str, target: str | Path, *, to: str = "cat_seg", half: bool 
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     state = {key: value.contiguous().clone() for key, value in state.items()}  # no shared storage
-    with atomic_write(target) as part:
-        _write(state, part)
-
-
-def _write(state: dict[str, Tensor], path: Path) -> None:
-    if path.suffix == ".safetensors":
-        safetensors.torch.save_file(state, path, metadata={"format": "pt"})
-    else:
-        torch.save({"model": state}, path)
+    write_weights(state if target.suffix == ".safetensors" else {"model": state}, target)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -65,8 +53,5 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--to", choices=("released", "cat_seg"), default="cat_seg")
     parser.add_argument("--half", action="store_true", help="store in half precision")
     args = parser.parse_args(arguments)
-    try:
-        convert(args.source, args.target, to=args.to, half=args.half)
-    except OSError as error:
-        raise CATSegError(f"{args.target}: cannot be written ({error.strerror}).") from error
+    convert(args.source, args.target, to=args.to, half=args.half)
     return 0

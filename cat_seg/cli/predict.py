@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -36,7 +35,7 @@ from cat_seg.cli.options import (
     load_model,
     parse_words,
 )
-from cat_seg.cli.terminal import percent
+from cat_seg.cli.terminal import DISK, percent
 from cat_seg.errors import CATSegError
 from cat_seg.resources import resource, user_path
 from cat_seg.utils.text import as_text, printable
@@ -48,7 +47,6 @@ if TYPE_CHECKING:  # torch takes seconds, and --help needs none
 _SHOWN_PICTURES = 20  # of more, not each gets a line
 _SHOWN_NAMES = 8  # of a picture, largest first
 _LONGEST_STEM = 240  # bytes
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # after which no other picture fares better
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -149,7 +147,7 @@ def predict(args: argparse.Namespace) -> int:
                     report.left_out(task.path, CATSegError(problem))
                 except CATSegError as error:
                     report.left_out(task.path, error)
-                    if isinstance(error.__cause__, OSError) and error.__cause__.errno in _DISK:
+                    if isinstance(error.__cause__, OSError) and error.__cause__.errno in DISK:
                         report.problems.append("All that comes after it, which was not tried.")
                         break
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,8 @@ from typing import NoReturn
 from cat_seg.errors import CATSegError
 from cat_seg.utils.signals import give_signals_back, take_signals
 from cat_seg.utils.text import printable
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # nothing can be written any more
 
 
 class _Ended(BaseException):
@@ -28,7 +31,8 @@ def run(program: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code.
 
     A `CATSegError` becomes one sentence on stderr and the exit code 1, and a signal that asks for
-    the end one line and 128 + its number; any other exception keeps its traceback.
+    the end one line and 128 + its number, and so does a full or read-only disk; any other exception
+    keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
@@ -49,6 +53,12 @@ def run(program: str, command: Callable[[], int]) -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # as in `cat-seg models | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        what = printable(str(error.filename)) if error.filename else "a file"
+        print(f"{program}: {what} cannot be written ({error.strerror})", file=sys.stderr)
         return 1
     finally:
         give_signals_back(handlers)

@@ -4,14 +4,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
 from cat_seg.errors import CATSegError
 from cat_seg.loading import load_clip, load_state
 from cat_seg.resources import project_file
-from cat_seg.trust.weights import find_tensors, read_file
+from cat_seg.trust.weights import find_tensors, read_file, write_weights
 from cat_seg.utils.files import FetchError, atomic_write, fetch, remove_parts
 
 logger = logging.getLogger(__name__)
@@ -122,8 +121,7 @@ class CATSegCheckpointer(DetectionCheckpointer):
         states = {key: value.state_dict() for key, value in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
         remove_parts(path.parent)
-        with atomic_write(path) as part:
-            torch.save({"model": self.model.state_dict(), **states, **kwargs}, part)
+        write_weights({"model": self.model.state_dict(), **states, **kwargs}, path)
         self.tag_last_checkpoint(path.name)
         logger.info("Saved checkpoint %s", path)
 

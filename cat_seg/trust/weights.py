@@ -20,11 +20,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from cat_seg.errors import CATSegError
 from cat_seg.trust.pickles import Builder, ScriptModule, Storage, as_dtype, parse
-from cat_seg.utils.files import other_content, set_aside
+from cat_seg.utils.files import atomic_write, other_content, set_aside
 
 # Where people keep a state dict, the first that is there.
 _WRAPPERS = (
@@ -58,6 +59,30 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         return find_tensors(content)
     except CATSegError as error:
         raise CATSegError(f"{path}: {error}") from error
+
+
+def write_weights(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write a file that appears under its name only when it is complete.
+
+    Args:
+        content: tensors by name for a name that ends in .safetensors; for another, what
+            `torch.save` takes.
+        path: the file.
+
+    Raises:
+        CATSegError: if it cannot be written. Of a full disk torch and safetensors tell by
+            exceptions of their own.
+    """
+    try:
+        with atomic_write(path) as part:
+            if part.suffix == ".safetensors":
+                safetensors.torch.save_file(dict(content), part, {"format": "pt"})
+            else:
+                torch.save(dict(content), part)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CATSegError(
+            f"{path}: cannot be written ({error}); is the disk full, or the folder read-only?"
+        ) from error
 
 
 def find_tensors(content: Any) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import contextlib
 import glob
 import hashlib
 import http.client
+import io
 import logging
 import os
 import re
@@ -26,6 +27,8 @@ from urllib.parse import unquote
 
 import huggingface_hub
 from filelock import FileLock, Timeout
+from PIL.Image import Image
+from PIL.Image import registered_extensions as picture_formats
 from tqdm import tqdm
 
 from cat_seg.errors import CATSegError
@@ -74,6 +77,25 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         _replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_picture(path: str | Path, picture: Image, **options: Any) -> None:
+    """Write a picture (PIL) in the format of its suffix, complete or not at all.
+
+    Args:
+        path: the file.
+        picture: what is written.
+        options: of Pillow's `save`.
+
+    Raises:
+        OSError: if it cannot be written. On a full disk Pillow itself cuts a JPEG in silence, since
+            it does not look how much of a block was written.
+    """
+    buffer = io.BytesIO()
+    kind = picture_formats()[Path(path).suffix.lower()]
+    picture.save(buffer, format=kind, **options)
+    with atomic_write(path) as part:
+        part.write_bytes(buffer.getbuffer())
 
 
 def _replace(part: Path, path: Path) -> None:

@@ -1,6 +1,8 @@
 """cat-seg itself, and what is common to its subcommands."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -127,3 +129,19 @@ def test_words_are_shown_as_they_are_understood(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["classes"] == [["cat"], ["sofa", "couch"]]
     assert main(["words", str(tmp_path / "none.txt")]) == 1
     assert "none.txt: no such file" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(capsys):
+    def fills():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/labels.png")
+
+    assert run("cat-seg", fills) == 1
+    assert capsys.readouterr().err == (
+        "cat-seg: out/labels.png cannot be written (No space left on device)\n"
+    )
+    with pytest.raises(PermissionError):
+        run("cat-seg", _denied)
+
+
+def _denied():
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "secret")

@@ -128,11 +128,12 @@ def test_a_source_that_cannot_be_read_is_told_and_the_rest_is_done(script, root,
 
 
 def test_failed_write_leaves_nothing(script, root, ade150, monkeypatch, capsys):
-    def save_half(self, path, *_, **__):
-        Path(path).write_bytes(b"half")
+    def write_half(self, content):
+        with open(self, "wb") as file:
+            file.write(content[: len(content) // 2])
         raise OSError("disk full")
 
-    monkeypatch.setattr(Image.Image, "save", save_half)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     assert script("prepare_ade20k_150") == 1
     assert not any((root / "ADEChallengeData2016/annotations_detectron2/validation").iterdir())
     assert "disk full" in capsys.readouterr().out

@@ -26,7 +26,7 @@ from cat_seg.plugin.evaluation.metrics import MIOU_DEFINITIONS
 from cat_seg.plugin.evaluation.report import most_confused, render, shrink
 from cat_seg.plugin.run_folder import RunFolder
 from cat_seg.trust.text import read_json
-from cat_seg.utils.files import atomic_write
+from cat_seg.utils.files import atomic_write, write_picture
 
 logger = logging.getLogger(__name__)
 
@@ -324,8 +324,7 @@ def overlay(labels: np.ndarray, colors: np.ndarray) -> Image.Image:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    with atomic_write(path) as part:
-        picture.save(part, quality=85)  # of JPEG; others know none
+    write_picture(path, picture, quality=85)  # of JPEG; others know none
 
 
 def _less(value: float | None, other: float | None) -> float | None:
