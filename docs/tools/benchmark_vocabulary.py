@@ -68,11 +68,12 @@ WAYS = {  # what is done with the classes: changes of a plan
     "represented": {"max_classes": 100, "representatives": 50},
 }
 STAGES = ("encoders", "choice", "embedding", "spatial", "class", "decoder", "merging", "rest")
-# Sizes of pictures and numbers of classes that are merged.
-MERGED = (
-    (80, (1024, 1024)), (150, (480, 640)), (150, (4000, 6000)), (847, (480, 640)),
-    (847, (1024, 1024)),
-)  # fmt: skip
+# Numbers of classes that are merged, and sizes of pictures.
+MERGED: dict[int, Sequence[tuple[int, int]]] = {
+    80: [(1024, 1024)],
+    150: [(480, 640), (4000, 6000)],
+    847: [(480, 640), (1024, 1024)],
+}
 
 
 # What may be done with the classes that are not computed -------------------------------------
@@ -355,25 +356,26 @@ def measure_merging(args: argparse.Namespace) -> list[dict[str, Any]]:
     few = Inference(model, replace(model.plan, sliding_window=tiles_of(model)))
     published: Any = mock.Mock(plan=mock.Mock(sliding_window=tiles), _divisor=1, model=model)
     image = EncodedImage(torch.empty(0), (), (640, 640), (640, 640), model.plan)
-    for count, size in MERGED:
-        text, spent, same = text_of(model, count, False), defaultdict(list), True
-        for index in trange(args.scenes, desc=f"{count} classes, {size[0]} x {size[1]}"):
+    for count, sizes in MERGED.items():
+        text, same = text_of(model, count, False), True
+        spent: dict[Any, list[float]] = defaultdict(list)
+        for index in trange(args.scenes, desc=f"{count} classes"):
             logits = [
                 ClassLogits(resize(crop.of(torch.arange(count))[None], 96)[0], None)
                 for crop in few([scene_of(index)], text, [(8, 8)])[0].logits
             ]
-            maps = Inference._maps(published, image, logits, count, size)
-            found = {}
-            for way, pays in (("bounds", Merging.pays), ("all maps", lambda *_: False)):
-                start = time.process_time()
-                with mock.patch.object(Merging, "pays", pays):
-                    found[way] = maps.best()
-                spent[way].append(time.process_time() - start)
-            same &= torch.equal(found["bounds"][0], found["all maps"][0])
-        medians = {way: statistics.median(x) for way, x in spent.items()}
-        times = medians["all maps"] / medians["bounds"]
-        results.append({"classes": count, "size": size, "same": same, "cpu_seconds": medians})
-        print(f"{count} classes, {size[0]} x {size[1]}: {medians}, {times:.1f} times, same {same}")
+            for size in sizes:
+                maps, found = Inference._maps(published, image, logits, count, size), []
+                for way, pays in (("bounds", Merging.pays), ("all maps", lambda *_: False)):
+                    start = time.process_time()
+                    with mock.patch.object(Merging, "pays", pays):
+                        found.append(maps.best()[0])
+                    spent[size, way].append(time.process_time() - start)
+                same &= torch.equal(*found)
+        for size in sizes:
+            medians = {w: statistics.median(spent[size, w]) for w in ("bounds", "all maps")}
+            results.append({"classes": count, "size": size, "same": same, "cpu_seconds": medians})
+            print(f"{count} classes, {size[0]} x {size[1]}: {medians}, same {same}", flush=True)
     return results
 
 

@@ -57,7 +57,7 @@ def test_costs_are_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_merging_and_labels_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tool, "MERGED", ((20, (300, 400)),))
+    monkeypatch.setattr(tool, "MERGED", {20: [(300, 400)]})
     (merged,) = run("merging", tmp_path / "merging.json", "--scenes", "1")
     assert merged["same"] and set(merged["cpu_seconds"]) == {"bounds", "all maps"}
     options = ["--classes", "90", "--scenes", "1", "--settings", "40+10"]
