@@ -17,7 +17,7 @@ from cat_seg.cli.options import SHIPPED, add_word_options, parse_words
 from cat_seg.cli.terminal import percent, printable
 from cat_seg.errors import CATSegError
 
-_FORMATS = ("png", "coco", "yolo", "webdataset", "parquet", "labelstudio")
+_FORMATS = ("png", "coco", "yolo", "webdataset", "parquet", "labelstudio", "cvat")
 
 
 def main(arguments: Sequence[str]) -> int:

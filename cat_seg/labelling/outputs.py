@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,7 @@ from cat_seg.errors import MissingPackageError
 from cat_seg.label_maps import write_label_map
 from cat_seg.segmentation import Segmentation
 from cat_seg.utils.files import atomic_write
+from cat_seg.utils.text import printable
 
 LEAST_AREA = 16  # pixels of a polygon or an annotation
 
@@ -75,7 +77,7 @@ class _Json(Output):
 
 
 class Coco(_Json):
-    """coco/NUMBER.json: a COCO file of regions in run-length encoding, which CVAT imports too."""
+    """coco/NUMBER.json: a COCO file of regions in run-length encoding."""
 
     def add(self, key: str, result: Segmentation) -> None:
         one = result.to_coco(self.number * 1_000_000 + self.index, LEAST_AREA)
@@ -114,6 +116,46 @@ class LabelStudio(_Json):
         self.content = self.content or []
         prediction = {"model_version": "cat-seg", "result": found}
         self.content.append({"data": {"image": key}, "predictions": [prediction]})
+
+
+class Cvat(Output):
+    """cvat/NUMBER.xml: "CVAT for images 1.1", a mask a region; a picture is found by its name.
+
+    A mask is the lengths of runs in its box, row by row, of 0 and 1 in turns (CVAT's
+    documentation, "CVAT for image: mask").
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        super().__init__(folder, number)
+        self.root = ElementTree.Element("annotations")
+        ElementTree.SubElement(self.root, "version").text = "1.1"
+
+    def add(self, key: str, result: Segmentation) -> None:
+        height, width = result.labels.shape
+        about = {"id": self.index, "name": printable(key), "width": width, "height": height}
+        image = ElementTree.SubElement(
+            self.root, "image", {name: str(value) for name, value in about.items()}
+        )
+        self.index += 1
+        for region in result.regions(LEAST_AREA):
+            x0, y0, x1, y1 = region.box
+            flat = np.concatenate(([False], region.crop.ravel()))
+            ends = [0, *np.flatnonzero(flat[1:] != flat[:-1]).tolist(), region.crop.size]
+            box = {"left": x0, "top": y0, "width": x1 - x0, "height": y1 - y0, "z_order": 0}
+            ElementTree.SubElement(
+                image,
+                "mask",
+                {name: str(value) for name, value in box.items()},
+                label=printable(region.name),
+                source="auto",
+                occluded="0",
+                rle=", ".join(map(str, np.diff(ends))),
+            )
+
+    def close(self) -> None:
+        ElementTree.indent(self.root)
+        with atomic_write(self.folder / f"{self.number:06d}.xml") as part:
+            ElementTree.ElementTree(self.root).write(part, "utf-8", xml_declaration=True)
 
 
 class WebDataset(Output):
@@ -172,6 +214,7 @@ FORMATS: dict[str, Callable[[Path, int], Output]] = {
     "webdataset": WebDataset,
     "parquet": Parquet,
     "labelstudio": LabelStudio,
+    "cvat": Cvat,
 }
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import tarfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -96,9 +97,23 @@ def test_every_format_says_the_same(photos: Path, tmp_path: Path):
             for name in (name for name in tar.getnames() if name.endswith(".png")):
                 held = np.asarray(Image.open(tar.extractfile(name)))
                 np.testing.assert_array_equal(held, expected[name[:-4]])
+        for image in ElementTree.parse(out / "cvat" / f"{number:06d}.xml").iter("image"):
+            found = np.full((12, 20), -1)
+            assert (image.get("height"), image.get("width")) == ("12", "20")
+            for one in image.iter("mask"):
+                runs = [int(n) for n in one.get("rle").split(", ")]
+                inside = np.repeat(np.arange(len(runs)) % 2, runs) == 1
+                y, x, h, w = (int(one.get(n)) for n in ("top", "left", "height", "width"))
+                index = ["dark", "grey", "light"].index(one.get("label"))
+                found[y : y + h, x : x + w][inside.reshape(h, w)] = index
+            np.testing.assert_array_equal(found, expected[image.get("name")])
         for task in json.loads((out / "labelstudio" / f"{number:06d}.json").read_text()):
             for one in task["predictions"][0]["result"]:
-                assert one["value"]["polygonlabels"][0] in ("dark", "light")
+                (name,) = one["value"]["polygonlabels"]
+                points = np.array(one["value"]["points"]) * (20 / 100, 12 / 100) - 0.5
+                index = ["dark", "grey", "light"].index(name)
+                labels = expected[task["data"]["image"]]
+                assert all(labels[y, x] == index for x, y in points.round().astype(int))
     assert seen.keys() == expected.keys()
     assert all((seen[key] == expected[key]).all() for key in seen)
     line = (out / "yolo/3.txt").read_text().splitlines()[1].split()
