@@ -1,7 +1,8 @@
 """The page: a picture, words, and what is where; for one visitor or many.
 
 What a visitor sees lives in their session: nothing but the models is shared, and those keep no
-words. Changing words, threshold or opacity uses the picture as it is encoded.
+words. Changing words, threshold or opacity uses the picture as it is encoded, and
+encodes new words alone.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import json
 import tempfile
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from cat_seg import hub, images
 from cat_seg.app import view
@@ -76,12 +79,16 @@ class Session:
         source: file and model that `encoded` is of.
         encoded: the picture; None before there is one.
         result: the last segmentation.
+        words: features of the words of the last list.
+        words_of: the model that they are of.
         folder: of the files that they asked for.
     """
 
     source: tuple[str, str] = ("", "")
     encoded: EncodedPicture | None = None
     result: Segmentation | None = None
+    words: dict[str, Tensor] = field(default_factory=dict)
+    words_of: str = ""
     folder: tempfile.TemporaryDirectory[str] = field(
         default_factory=lambda: tempfile.TemporaryDirectory(prefix="cat-seg-")
     )
@@ -109,12 +116,29 @@ class Session:
         if len(words) > MAX_WORDS:
             raise CATSegError(f"{len(words)} words; this page takes {MAX_WORDS} at most.")
         behind = Vocabulary.from_text(background).strings if background.strip() else ()
-        vocabulary = model.vocabulary(words, background=behind)
+        vocabulary = self._encode_words(
+            model, source[1], Vocabulary.parse(words, background=behind)
+        )
         if self.encoded is None or self.source != source:
             pixels = images.read(source[0], max_pixels=MAX_PIXELS)
             self.encoded, self.source = model.encode(pixels), source
         self.result = model.predict(self.encoded, vocabulary, threshold=threshold)
         return self.result
+
+    def _encode_words(self, model: CATSeg, name: str, parsed: Vocabulary) -> Vocabulary:
+        """Encode the words that the last list did not have."""
+        strings = [*parsed.strings, *parsed.background]
+        kept = self.words if self.words_of == name else {}
+        fresh = [one for one in strings if one not in kept]
+        if len(fresh) < len(strings):
+            if fresh:
+                kept = kept | dict(zip(fresh, model.predictor.text_features(fresh), strict=True))
+            parsed = replace(parsed, features=torch.stack([kept[one] for one in strings]))
+        vocabulary = model.vocabulary(parsed)
+        assert vocabulary.features is not None
+        self.words = dict(zip(strings, vocabulary.features, strict=True))
+        self.words_of = name
+        return vocabulary
 
     def files(self) -> list[str]:
         """Write overlay, label map, JSON and COCO's format of the last result, at full size."""

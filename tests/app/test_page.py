@@ -50,6 +50,16 @@ def test_other_words_use_the_encoded_picture(
         np.testing.assert_array_equal(result.labels, expected.labels)
         assert (result.classes, result.background) == (expected.classes, expected.background)
     assert len(encoded) == 1
+    texts: list[str] = []
+    compute = type(model.predictor).text_features
+    monkeypatch.setattr(
+        *(type(model.predictor), "text_features"),
+        lambda self, names, *more: texts.extend(names) or compute(self, names, *more),
+    )
+    result = session.segment(model, SOURCE, ["water", "a new word", "sand"], "", 0.0)
+    assert texts == ["a new word"]
+    expected = model.predict(PICTURE, ["water", "a new word", "sand"], threshold=0.0)
+    assert (result.labels != expected.labels).mean() < 1e-3  # rounding
     session.segment(model, (str(PICTURE.with_name("beach.jpg")), "synthetic"), ["sand"], "", None)
     assert len(encoded) == 2
 
