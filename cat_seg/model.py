@@ -38,6 +38,7 @@ from cat_seg.modeling.guidance.timm_backbone import TimmBackbone
 from cat_seg.modeling.predictor import CATSegPredictor, SegmentationHead
 from cat_seg.modeling.sliding_window import TileGrid, resize
 from cat_seg.modeling.text_embedding import VocabularyCache, default_cache_dir
+from cat_seg.refinement import Refinement
 from cat_seg.segmentation import Segmentation
 from cat_seg.vocabulary import Vocabulary, Words
 
@@ -306,6 +307,7 @@ class CATSeg(nn.Module):
         threshold: float | None = None,
         background: Words = (),
         plan: InferencePlan | None = None,
+        refine: str | Refinement | None = None,
     ) -> Segmentation:
         """Segment a picture by words.
 
@@ -316,13 +318,16 @@ class CATSeg(nn.Module):
                 model's, see `threshold_of`.
             background: words that compete and are reported as background.
             plan: how to work it off; None takes the model's.
+            refine: what makes the masks follow the picture, such as "guided_filter", see
+                `Segmentation.refined`; None for nothing.
 
         Raises:
             CATSegError: if the picture or the words cannot be understood.
         """
         vocabulary = self._vocabulary(words, background)
         inference = Inference(self, plan or self._plan_of(vocabulary))
-        return self._segment(inference, picture, vocabulary, threshold)
+        result = self._segment(inference, picture, vocabulary, threshold)
+        return result.refined(refine) if refine else result
 
     def threshold_of(self, count: int) -> float:
         """Return the threshold that `predict` takes by itself for a number of words.
@@ -342,6 +347,7 @@ class CATSeg(nn.Module):
         threshold: float | None = None,
         background: Words = (),
         plan: InferencePlan | None = None,
+        refine: str | Refinement | None = None,
         on_error: Callable[[Any, CATSegError], None] | None = None,
     ) -> Iterator[Segmentation]:
         """Segment pictures one after the other, in their order.
@@ -349,7 +355,7 @@ class CATSeg(nn.Module):
         Args:
             source: a folder, a glob, a path, or an iterable of pictures; of the path of a video, an
                 animated picture or a stack, the frames.
-            words, threshold, background, plan: see `predict`.
+            words, threshold, background, plan, refine: see `predict`.
             batch_size: pictures that are read together, by threads.
             on_error: called with a picture that cannot be read and the reason; None to raise it.
         """
@@ -371,6 +377,7 @@ class CATSeg(nn.Module):
                 ):
                     try:
                         result = self._segment(inference, pixels.result(), vocabulary, threshold)
+                        result = result.refined(refine) if refine else result
                     except CATSegError as error:
                         if on_error is None:
                             raise
@@ -455,6 +462,23 @@ class EncodedPicture:
         self.pixels = pixels
         self.encoded = encoded
         self.path = path
+
+    @property
+    def features(self) -> Tensor:
+        """CLIP's features of the picture seen as a whole, (D, h, w), in the space of the texts'.
+
+        They are not of unit length; behind CLIP's D channels are those of further volumes.
+        """
+        one = self.encoded.features[-1]  # with tiles, the whole picture is the last
+        if self.encoded.plan.sliding_window is not None:
+            return one
+        h, w = (
+            max(1, round(side * seen / canvas))
+            for side, seen, canvas in zip(
+                one.shape[1:], self.encoded.seen, self.encoded.canvas, strict=True
+            )
+        )
+        return one[:, :h, :w]
 
 
 def best_device(asked: str = "") -> torch.device:

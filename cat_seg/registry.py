@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 GROUP, VARIABLE = "cat_seg", "CAT_SEG_PLUGINS"
 KINDS = ("guidance", "volume", "cost", "layer", "decoder", "text", "adapter", "loss", "sampling")
+# Not of a config: what `Segmentation.refined` is asked for by name.
+OTHERS = ("refinement",)
 # What a model needs in training alone.
 TRAINING = ("loss", "sampling")
 
@@ -47,16 +49,17 @@ def register(kind: str, name: str) -> Callable[[Factory], Factory]:
     """Make a class or function known as a part: a decorator.
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `KINDS` or `OTHERS`.
         name: by which configs ask for it.
 
     Raises:
         CATSegError: if there is no such kind, or another has the name.
     """
-    if kind not in KINDS:
-        raise CATSegError(f"{kind!r} is no kind of part; expected one of {', '.join(KINDS)}.")
+    if kind not in KINDS + OTHERS:
+        known = ", ".join(KINDS + OTHERS)
+        raise CATSegError(f"{kind!r} is no kind of part; expected one of {known}.")
 
-    def known(factory: Factory) -> Factory:
+    def remember(factory: Factory) -> Factory:
         other = _factories.setdefault((kind, name), factory)
         # A module that is loaded anew may register its own again.
         if (other.__module__, other.__qualname__) != (factory.__module__, factory.__qualname__):
@@ -67,7 +70,7 @@ def register(kind: str, name: str) -> Callable[[Factory], Factory]:
         _factories[kind, name] = factory
         return factory
 
-    return known
+    return remember
 
 
 def make(config: ModelConfig, kind: str) -> Any | None:

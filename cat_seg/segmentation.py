@@ -9,6 +9,7 @@ import difflib
 import io
 import json
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from cat_seg.errors import CATSegError, MissingPackageError
 from cat_seg.images import open_image
 from cat_seg.label_maps import strips, text_inside, write_label_map
 from cat_seg.palette import name_colors
+from cat_seg.refinement import GUIDED_FILTER, Refinement, refine
 from cat_seg.utils.files import atomic_write
 
 BACKGROUND = "background"  # the name under which background words are reported
@@ -163,6 +165,47 @@ class Segmentation:
                 "model.predict(...) itself, before it is saved"
             )
         return self._probability(index)
+
+    def probability_maps(self) -> np.ndarray:
+        """Return the probabilities of all classes everywhere, (T, H, W) float32.
+
+        That is four bytes a class and pixel; `probabilities` computes one class alone.
+
+        Raises:
+            CATSegError: this result came from a file.
+        """
+        return np.stack([self.probabilities(name) for name in self.classes])
+
+    def refined(self, refinement: str | Refinement = GUIDED_FILTER) -> Segmentation:
+        """Return the segmentation with masks that follow the picture better.
+
+        The refinement sees the classes that are somewhere in `labels`, and these compete anew; all
+        others keep their probabilities. The threshold stays.
+
+        Args:
+            refinement: a registered name or a function, see `cat_seg.refinement`.
+
+        Raises:
+            CATSegError: there is no such refinement, it returns something else than
+                probabilities, or this result has no picture or came from a file.
+        """
+        found = np.flatnonzero(self._counts())
+        if self.image is None or not len(found):
+            if len(found):
+                raise CATSegError("A refinement needs the picture, which this result does not have")
+            return self
+        before = np.stack([self.probabilities(self.classes[index]) for index in found])
+        after = refine(refinement, self.image, before)
+        scores = after.max(axis=0)
+        labels = found[after.argmax(axis=0)].astype(self.labels.dtype)
+        labels[scores < self.threshold] = -1
+        maps = dict(zip(found.tolist(), after, strict=True))
+        result = copy(self)
+        result.labels, result.scores = labels, scores
+        result._probability = lambda index: (
+            maps[index] if index in maps else self.probabilities(self.classes[index])
+        )
+        return result
 
     def areas(self) -> dict[str, float]:
         """Return the share of the picture that each class has, largest first.

@@ -79,6 +79,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="stream a vocabulary that would take more; half of what is free if left out",
     )
     parser.add_argument(
+        "--refine",
+        nargs="?",
+        const="guided_filter",
+        metavar="NAME",
+        help="let masks follow the picture's edges: guided_filter, or what a package registers",
+    )
+    parser.add_argument(
         "--original", action="store_true", help="put the picture beside its overlay"
     )
     parser.add_argument(
@@ -251,7 +258,7 @@ def _segment(
     """
     from cat_seg.drawing import save_picture
 
-    result = model.predict(task.path, vocabulary, threshold=args.threshold)
+    result = model.predict(task.path, vocabulary, threshold=args.threshold, refine=args.refine)
     result.path = as_text(task.path)  # which can be written in UTF-8
     stem = args.output / task.output
     label_map = "_labels.png" if len(result.classes) <= 65535 else "_labels.tif"
@@ -329,7 +336,7 @@ def _settings(args: argparse.Namespace, words: Vocabulary | None, background: Se
     content = [
         *(__version__, model, [_fingerprint(file) for file in files if file.is_file()]),
         *([words.classes, words.background] if words else [None, background]),
-        *(args.threshold, args.original),
+        *(args.threshold, args.original, args.refine),
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
