@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from filelock import FileLock, Timeout
 
 from cat_seg.errors import CATSegError
-from cat_seg.utils.files import LOCK, digest, remove_parts
+from cat_seg.utils.files import LOCK, atomic_write, digest, remove_parts
 
 NAME = "cat-seg.jsonl"
 _HEADER = {"cat-seg": "what was written into this folder, by which picture, model and words"}
@@ -78,9 +78,12 @@ class Ledger:
                 self._lock = FileLock(self.folder / LOCK)
                 self._lock.acquire(timeout=0)
             remove_parts(self.folder, recursive=True)
-            self._file = open(self.folder / NAME, "a", encoding="utf-8")
-            # A line that was broken off must not take the next one with it.
-            self._file.write("\n" if self._file.tell() else json.dumps(_HEADER) + "\n")
+            file = self.folder / NAME
+            if not file.exists() or not file.stat().st_size:
+                with atomic_write(file) as part:
+                    part.write_text(json.dumps(_HEADER) + "\n", encoding="utf-8")
+            self._file = open(file, "a", encoding="utf-8")
+            self._file.write("\n")  # a line that was broken off must not take the next one with it
             self._file.flush()
         except Timeout:
             raise CATSegError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from cat_seg.errors import CATSegError
@@ -39,7 +41,8 @@ def run(program: str, command: Callable[[], int]) -> int:
             reconfigure(errors="backslashreplace")  # names that its encoding does not have
     handlers = take_signals(_end, (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)))
     try:
-        code = command()
+        with _logs_without_room():
+            code = command()
         sys.stdout.flush()
         return code
     except CATSegError as error:
@@ -62,6 +65,27 @@ def run(program: str, command: Callable[[], int]) -> int:
         return 1
     finally:
         give_signals_back(handlers)
+
+
+@contextlib.contextmanager
+def _logs_without_room() -> Iterator[None]:
+    """Tell once that the disk has no room for a log; logging shows a traceback of every line."""
+    handle, told = logging.Handler.handleError, False
+
+    def tell(handler: logging.Handler, record: logging.LogRecord) -> None:
+        nonlocal told
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError) or error.errno not in DISK:
+            handle(handler, record)
+        elif not told:
+            told = True
+            print(f"Lines of a log are lost ({error.strerror})", file=sys.stderr)
+
+    logging.Handler.handleError = tell  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        logging.Handler.handleError = handle  # type: ignore[method-assign]
 
 
 def size(count: int) -> str:

@@ -391,7 +391,12 @@ def load_config(
             cfg.merge_from_file(str(plain), allow_unsafe=False)
         source = "Options"
         cfg.merge_from_list(list(opts))
-    except (AssertionError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise CATSegError(
+            f"{source}: its plain copy cannot be written for detectron2 to read, in "
+            f"{tempfile.gettempdir()} ({error.strerror or error}); TMPDIR names another folder."
+        ) from error
+    except (AssertionError, KeyError, ValueError, yaml.YAMLError) as error:
         problem = " ".join(str(error.args[0] if len(error.args) == 1 else error).split())
         raise CATSegError(f"{source}: {problem}{_like_it(problem, cfg)}") from error
     except (AttributeError, RecursionError, TypeError) as error:  # fvcore's, of other contents

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -141,6 +142,23 @@ def test_a_full_disk_is_one_line(capsys):
     )
     with pytest.raises(PermissionError):
         run("cat-seg", _denied)
+
+
+def test_a_log_without_room_is_told_once(capsys):
+    class Full(logging.StreamHandler):
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def work():
+        logger = logging.Logger("tool")
+        logger.addHandler(Full())
+        for _ in range(3):
+            logger.warning("")
+        return 0
+
+    assert run("tool", work) == 0
+    error = capsys.readouterr().err
+    assert error.strip() == "Lines of a log are lost (No space left on device)"
 
 
 def _denied():

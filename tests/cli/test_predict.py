@@ -392,6 +392,20 @@ def test_a_full_disk_ends_the_run(model, photos, monkeypatch, capsys):
     assert "which was not tried" in error
 
 
+@pytest.mark.parametrize("room", [0, 30, 300])
+def test_a_ledger_without_room_is_written_when_there_is_some(model, photos, capsys, room):
+    resource = pytest.importorskip("resource")  # of POSIX
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        assert predict("photos") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in capsys.readouterr().err
+    assert predict("photos") == 0
+    assert files(Path("output")) == of("a", "b", "sub/a")
+
+
 def test_a_picture_that_needs_too_much_memory_ends_nothing_else(model, photos, monkeypatch, capsys):
     save = Segmentation.save
 

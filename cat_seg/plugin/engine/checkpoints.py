@@ -12,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from cat_seg.errors import CATSegError
 from cat_seg.plugin.engine.random_state import random_state, set_random_state
 from cat_seg.plugin.run_folder import RunFolder
 from cat_seg.utils.signals import give_signals_back, take_signals
@@ -104,8 +105,12 @@ class Checkpoints(HookBase):
         if comm.is_main_process():
             name = "model_final" if is_final else f"model_{self.trainer.iter:07d}"
             self._folder = self._folder or RunFolder(self.checkpointer.save_dir, "training")
-            with self._folder.writing(f"{name}.pth"):
-                self.checkpointer.save(name, iteration=self.trainer.iter)
+            try:
+                with self._folder.writing(f"{name}.pth"):
+                    self.checkpointer.save(name, iteration=self.trainer.iter)
+            except (CATSegError, OSError) as error:
+                logger.error("%s What was saved before is whole: go on by --resume.", error)
+                raise SystemExit(1) from error  # past detectron2, which shows a traceback
             self._remove_old(self._folder)
 
     def _remove_old(self, folder: RunFolder) -> None:

@@ -15,6 +15,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from cat_seg.errors import CATSegError
+from cat_seg.plugin.checkpointer import CATSegCheckpointer
 from cat_seg.plugin.engine import check_inputs
 from cat_seg.plugin.run_folder import RunFolder
 from tests.plugin.engine.toy import CLASSES, NAME, register_toy_data, toy_config
@@ -159,6 +161,20 @@ def test_two_trainings_do_not_share_a_folder(config_file: Path, tmp_path: Path) 
     with RunFolder(tmp_path / "out", "training").held():
         code, printed = train_net(tmp_path, "--config-file", config_file)
     assert code == 1 and "another run works in it" in printed and "Traceback" not in printed
+
+
+def test_a_full_disk_ends_a_training_that_can_go_on(config_file, tmp_path, monkeypatch) -> None:
+    def full(self, name, **_):
+        raise CATSegError(f"{name}.pth: cannot be written.")
+
+    arguments = ("--config-file", config_file, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(CATSegCheckpointer, "save", full)
+        code, printed = train_net(tmp_path, *arguments)
+    assert code == 1 and "Traceback" not in printed
+    assert "pth: cannot be written. What was saved before is whole: go on by --resume" in printed
+    code, printed = train_net(tmp_path, "--resume", *arguments)
+    assert code == 0, printed
 
 
 @pytest.mark.parametrize(
