@@ -6,7 +6,7 @@ Shape letters: H, W image; T classes.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -67,26 +67,31 @@ def draw_segmentation(
     if scale > 1:
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
-    filled = _without_seams(labels)
-    fine, line = _enlarge(filled, len(indices), image.shape[:2], scale)
-    if filled is not labels:
-        seams = 255 * (filled != labels).astype(np.uint8)
-        fine[cv2.resize(seams, fine.shape[::-1], interpolation=cv2.INTER_LINEAR) > 127] = -1
-    overlay = blend(image, fine, colors, opacity=opacity, line=line if outline else None)
-    picture = Image.fromarray(overlay)
-    del filled, labels, line, overlay  # of a large picture
-    font_size = int(np.clip((image.shape[0] * image.shape[1]) ** 0.5 / 34, SMALLEST_FONT, 80))
-    if names:
-        _write_names(picture, fine, texts, colors, font_size)
-    parts = [Image.fromarray(image)] if original else []
-    parts.append(picture)
+    fine, line = _enlarge(labels, _without_seams(labels), len(indices), image.shape[:2], scale)
+    del labels  # of a large picture
+    height, width = fine.shape
+    font_size = int(np.clip((height * width) ** 0.5 / 34, SMALLEST_FONT, 80))
+    beside = Image.new("RGB", (0, 0))
     if legend:
         step = max(1, max(fine.shape) // 500)
         sample = fine[::step, ::step]
         blended = blend(image[::step, ::step], sample, colors, opacity=opacity)
         seen = _mean_colors(blended, sample, colors, opacity)
-        parts.append(_draw_legend(texts, shares, colors, seen, picture.height, font_size))
-    return _side_by_side(parts, gap=font_size // 2)
+        beside = _draw_legend(texts, shares, colors, seen, height, font_size)
+    gap = font_size // 2
+    left = width + gap if original else 0
+    right = left + width + gap
+    size = (right + beside.width if legend else left + width, max(height, beside.height))
+    picture = Image.new("RGB", size, GROUND)
+    for rows, strip in _blended(image, fine, colors, opacity, line if outline else None):
+        if original:
+            picture.paste(Image.fromarray(image[rows]), (0, rows.start))
+        picture.paste(Image.fromarray(strip), (left, rows.start))
+    if names:
+        _write_names(picture, left, fine, texts, colors, font_size)
+    if legend:
+        picture.paste(beside, (right, 0))
+    return picture
 
 
 def blend(
@@ -110,6 +115,19 @@ def blend(
         (H, W, 3) uint8, RGB.
     """
     result = np.empty_like(image)
+    for rows, strip in _blended(image, labels, colors, opacity, line):
+        result[rows] = strip
+    return result
+
+
+def _blended(
+    image: np.ndarray,
+    labels: np.ndarray,
+    colors: np.ndarray,
+    opacity: float,
+    line: np.ndarray | None,
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """`blend` in strips: their rows, and the strips."""
     table = np.concatenate([colors, np.zeros((1, 3), np.uint8)])
     for rows in strips(labels):
         known = (labels[rows] >= 0) & (labels[rows] < len(colors))
@@ -120,8 +138,7 @@ def blend(
             weight = cv2.merge([line[rows]] * 3)
             kept = cv2.multiply(blended, cv2.bitwise_not(weight), scale=1 / 255)
             blended = np.asarray(cv2.add(kept, weight))
-        result[rows] = blended
-    return result
+        yield rows, blended
 
 
 def save_picture(path: str | Path, picture: Image.Image) -> Path:
@@ -148,7 +165,8 @@ def _present(labels: np.ndarray, count: int) -> tuple[list[int], np.ndarray, np.
         counts += np.bincount(inside(rows).ravel(), minlength=count + 1)
     order = np.argsort(-counts[:count], kind="stable")
     indices = [int(i) for i in order[: np.count_nonzero(counts[:count])]]
-    table = np.full(count + 1, -1, np.int16 if len(indices) < 1 << 15 else np.int32)
+    dtype = next(t for t in (np.int8, np.int16, np.int32) if len(indices) <= np.iinfo(t).max)
+    table = np.full(count + 1, -1, dtype)
     table[indices] = np.arange(len(indices))
     found = np.empty(labels.shape, table.dtype)
     for rows in strips(labels):
@@ -190,12 +208,13 @@ def _without_seams(labels: np.ndarray) -> np.ndarray:
 
 
 def _enlarge(
-    labels: np.ndarray, count: int, size: tuple[int, int], scale: float
+    labels: np.ndarray, filled: np.ndarray, count: int, size: tuple[int, int], scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Enlarge a label map with smooth edges, by the blurred mask that is highest.
+    """Enlarge a label map with smooth edges, a large one in strips.
 
     Args:
         labels: (h, w) signed, -1..count-1, the largest class first.
+        filled: the same without seams, which get no line of their own.
         count: of classes.
         size: H, W of the picture.
         scale: H / h.
@@ -203,28 +222,52 @@ def _enlarge(
     Returns:
         The labels, (H, W) as they come, and an anti-aliased line between them, (H, W) uint8.
     """
-    height, width = size
-    result = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
-    highest = 255 * (result >= _SMOOTHED_CLASSES).astype(np.uint8)
     sigma = max(min(0.45 * scale, 6.0), max(size) / 1400, 1.0)
     margin = int(np.ceil(3 * sigma / scale)) + 1  # of the small map, so that no blur is cut off
+    if scale > 1:
+        return _smooth(labels, filled, count, size, sigma, margin)
+    fine, line = np.empty(size, labels.dtype), np.empty(size, np.uint8)
+    for rows in strips(labels):
+        seen = slice(max(0, rows.start - margin), min(rows.stop + margin, size[0]))
+        shape = (seen.stop - seen.start, size[1])
+        parts = _smooth(labels[seen], filled[seen], count, shape, sigma, margin)
+        for whole, part in zip((fine, line), parts, strict=True):
+            whole[rows] = part[rows.start - seen.start : rows.stop - seen.start]
+    return fine, line
+
+
+def _smooth(
+    labels: np.ndarray,
+    filled: np.ndarray,
+    count: int,
+    size: tuple[int, int],
+    sigma: float,
+    margin: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`_enlarge` by the blurred mask that is highest, of so many pixels' sigma."""
+    height, width = size
+    result = cv2.resize(filled, (width, height), interpolation=cv2.INTER_NEAREST)
+    highest = 255 * (result >= _SMOOTHED_CLASSES).astype(np.uint8)
     for index in range(-1, min(count, _SMOOTHED_CLASSES)):
-        mask = (labels == index).astype(np.uint8)
+        mask = (filled == index).astype(np.uint8)
         x, y, w, h = cv2.boundingRect(mask)
         if not w:
             continue
         x0, y0 = max(0, x - margin), max(0, y - margin)
-        x1, y1 = min(labels.shape[1], x + w + margin), min(labels.shape[0], y + h + margin)
-        left, top = round(x0 * width / labels.shape[1]), round(y0 * height / labels.shape[0])
-        right, bottom = round(x1 * width / labels.shape[1]), round(y1 * height / labels.shape[0])
+        x1, y1 = min(filled.shape[1], x + w + margin), min(filled.shape[0], y + h + margin)
+        left, top = round(x0 * width / filled.shape[1]), round(y0 * height / filled.shape[0])
+        right, bottom = round(x1 * width / filled.shape[1]), round(y1 * height / filled.shape[0])
         part = 255 * mask[y0:y1, x0:x1]
-        if scale > 1:
+        if filled.shape != size:
             part = cv2.resize(part, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
         part = cv2.GaussianBlur(part, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
         window = (slice(top, bottom), slice(left, right))
         above = part > highest[window]
         highest[window][above] = part[above]
         result[window][above] = index
+    seams = 255 * (filled != labels).astype(np.uint8)
+    if seams.any():  # which have still no colour
+        result[cv2.resize(seams, (width, height), interpolation=cv2.INTER_LINEAR) > 127] = -1
     # Far from an edge the highest mask is 255, at one 128: a line of about 2 sigma.
     doubt = 2 * (1 - np.arange(256) / 255)
     opacity = 230 * np.clip((doubt - 0.3) / 0.3, 0, 1)
@@ -233,12 +276,16 @@ def _enlarge(
 
 def _write_names(
     picture: Image.Image,
+    offset: int,
     labels: np.ndarray,
     texts: Sequence[str],
     colors: np.ndarray,
     font_size: int,
 ) -> None:
-    """Write each region's name where the widest free place for it is, large regions first."""
+    """Write each region's name where the widest free place for it is, large regions first.
+
+    The labels (H, W) are of the part of the picture that begins at x = offset, y = 0.
+    """
     shrink = max(1, max(labels.shape) // _PLACING)
     top, left = (min(shrink, side) // 2 for side in labels.shape)  # a strip keeps a pixel's width
     small = labels[top::shrink, left::shrink]
@@ -262,8 +309,10 @@ def _write_names(
         text = draw_text(texts[index], size, _text_color(colors[index]))
         half_width, half_height = text.width / 2 + 0.4 * size, text.height / 2 + 0.05 * size
         middle_x, middle_y = (x + center_x + 0.5) * shrink, (y + center_y + 0.5) * shrink
-        middle_x = float(np.clip(middle_x, half_width + 2, picture.width - half_width - 2))
-        middle_y = float(np.clip(middle_y, half_height + 2, picture.height - half_height - 2))
+        middle_x = (
+            float(np.clip(middle_x, half_width + 2, labels.shape[1] - half_width - 2)) + offset
+        )
+        middle_y = float(np.clip(middle_y, half_height + 2, labels.shape[0] - half_height - 2))
         box = (
             *(middle_x - half_width, middle_y - half_height),
             *(middle_x + half_width, middle_y + half_height),
@@ -396,18 +445,6 @@ def _draw_legend(
             legend.paste(written, (right - written.width, middle - written.height // 2), written)
         left += width
     return legend
-
-
-def _side_by_side(parts: Sequence[Image.Image], gap: int) -> Image.Image:
-    if len(parts) == 1:
-        return parts[0]
-    width = sum(part.width for part in parts) + gap * (len(parts) - 1)
-    canvas = Image.new("RGB", (width, max(part.height for part in parts)), GROUND)
-    left = 0
-    for part in parts:
-        canvas.paste(part, (left, 0))
-        left += part.width + gap
-    return canvas
 
 
 def _text(name: str, index: int) -> str:

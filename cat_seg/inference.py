@@ -139,7 +139,7 @@ class Maps:
         return maps
 
     def best(self) -> tuple[Tensor, Tensor]:
-        """The best class of each pixel, (H, W) int64, and its probability, (H, W).
+        """The best class of each pixel, (H, W) int32, and its probability, (H, W).
 
         On a CPU, and where that pays, only where a class can be it, see `Merging`; on a GPU, which
         merges all classes in the time of a few launches, class by class, in chunks.
@@ -162,14 +162,14 @@ class Maps:
                     torch.maximum(scores, one, out=scores)
                 continue
             best, at = maps.max(dim=0)
-            labels = torch.where(best > scores, chunk[at], labels)
+            labels = torch.where(best > scores, chunk.int()[at], labels)
             torch.maximum(scores, best, out=scores)
         return labels, scores
 
     def _blank(self) -> tuple[Tensor, Tensor]:
         """Labels and scores of pixels that no class has been entered in."""
         scores = torch.tensor(LEFT_OUT, device=self.device).sigmoid().repeat(*self.size)
-        return torch.zeros(self.size, dtype=torch.long, device=self.device), scores
+        return torch.zeros(self.size, dtype=torch.int32, device=self.device), scores
 
     def _classes(self) -> Tensor:
         """The classes that were aggregated for any crop, ascending."""

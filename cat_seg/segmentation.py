@@ -287,7 +287,9 @@ class Segmentation:
         classes = list(self.classes)
         background = self._background_indices()
         if background:  # one entry of the legend
-            labels = np.where(np.isin(labels, background), len(classes), labels)
+            table = np.arange(-1, len(classes), dtype=np.int32)  # from -1 on
+            table[[index + 1 for index in background]] = len(classes)
+            labels = table[labels + 1]
             classes.append(BACKGROUND)
         return draw_segmentation(
             self.image,
@@ -581,7 +583,10 @@ def save_label_map(
     """
     dtype = next(t for t in (np.uint8, np.uint16, np.int32) if len(names) <= np.iinfo(t).max)
     unlabelled = int(np.iinfo(dtype).max)
-    stored = np.where((labels >= 0) & (labels < len(names)), labels, unlabelled).astype(dtype)
+    stored = np.full(labels.shape, unlabelled, dtype)
+    for rows in strips(labels):
+        known = (labels[rows] >= 0) & (labels[rows] < len(names))
+        np.copyto(stored[rows], labels[rows], where=known, casting="unsafe")
     contents = {
         **about,
         "height": labels.shape[0],

@@ -123,6 +123,17 @@ def test_a_picture_in_strips_is_that_of_the_whole(halves, monkeypatch):
     np.testing.assert_array_equal(draw_segmentation(image, labels, NAMES), whole)
 
 
+def test_edges_of_a_large_picture_are_smooth_across_strips(monkeypatch):
+    y, x = np.mgrid[:300, :900]
+    labels = np.hypot(y - 150, x - 450).astype(np.int32) // 60 % 3
+    labels[:, 445:450], labels[100:105] = -1, -1
+    image = np.full((300, 900, 3), 100, np.uint8)
+    whole = draw_segmentation(image, labels, ["a", "b", "c"], original=True)
+    monkeypatch.setattr("cat_seg.label_maps._STRIP", 30_000)
+    in_strips = draw_segmentation(image, labels, ["a", "b", "c"], original=True)
+    np.testing.assert_array_equal(in_strips, whole)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (20, 30), (1200, 40), (40, 1200)])
 def test_any_size_and_many_classes(size):
     count = 90

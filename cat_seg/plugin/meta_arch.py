@@ -126,7 +126,7 @@ class CATSeg(model.CATSeg):
 
         Returns:
             in training {"loss_sem_seg"}; else of each image "sem_seg", (T, height, width)
-            probabilities, or with `labels_only` "labels", (height, width) int64, and their
+            probabilities, or with `labels_only` "labels", (height, width) int32, and their
             "scores". Where not every class was aggregated, "aggregated_classes" has the indices
             of those that were, for each crop.
         """
