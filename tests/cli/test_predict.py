@@ -35,7 +35,7 @@ class Brightness:
     def vocabulary(self, words, *, background=()):
         return Vocabulary.parse(words, background=background)
 
-    def predict(self, picture, vocabulary, *, threshold=None):
+    def predict(self, picture, vocabulary, *, threshold=None, refine=None):
         pixels = read(picture)
         self.seen.append(Path(picture).name)
         classes = [*vocabulary.names, *vocabulary.background]
