@@ -62,8 +62,7 @@ class CATSeg(nn.Module):
         config: the architecture.
         plan: how `predict` works off a picture unless told otherwise.
         default_words: classes that the model brings; () for none.
-        threshold: `predict` leaves pixels whose best score is lower without label; for as many
-            words as the model brings, see `threshold_of`.
+        threshold: `predict` leaves pixels whose best score is lower without label.
         certificate: of how few classes of a vocabulary need be computed, see
             `cat_seg.certificate`; it is followed with its words unless a plan is given.
         card: what people should know: "name", "photographs" (whether it knows them), ...
@@ -315,7 +314,7 @@ class CATSeg(nn.Module):
             picture: whatever `cat_seg.images.read` takes, or a result of `encode`.
             words: the classes, see `Vocabulary.parse`; None takes the model's own.
             threshold: pixels whose best score is lower get the label -1; in [0, 1]. None takes the
-                model's, see `threshold_of`.
+                model's.
             background: words that compete and are reported as background.
             plan: how to work it off; None takes the model's.
             refine: what makes the masks follow the picture, such as "guided_filter", see
@@ -328,15 +327,6 @@ class CATSeg(nn.Module):
         inference = Inference(self, plan or self._plan_of(vocabulary))
         result = self._segment(inference, picture, vocabulary, threshold)
         return result.refined(refine) if refine else result
-
-    def threshold_of(self, count: int) -> float:
-        """Return the threshold that `predict` takes by itself for a number of words.
-
-        Scores grow with the number of classes that compete, about in proportion, so a shorter list
-        than the model's own takes its share of the threshold (`cat_seg.synthetic.calibrate`
-        measures that).
-        """
-        return self.threshold * min(1.0, count / max(1, len(self.default_words)))
 
     def stream(
         self,
@@ -404,7 +394,7 @@ class CATSeg(nn.Module):
         self, inference: Inference, picture: Any, vocabulary: Vocabulary, threshold: float | None
     ) -> Segmentation:
         if threshold is None:
-            threshold = self.threshold_of(len(vocabulary) + len(vocabulary.background))
+            threshold = self.threshold
         if not 0 <= threshold <= 1:
             raise CATSegError(f"threshold is {threshold}; expected a probability in [0, 1].")
         text = vocabulary.features

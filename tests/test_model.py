@@ -53,7 +53,7 @@ def test_the_network_alone_gives_the_logits_that_predict_resizes(model: CATSeg, 
     image = torch.from_numpy(scene).permute(2, 0, 1)[None]
     with torch.no_grad():
         logits = model(image, vocabulary.features)
-    assert logits.shape == (1, 3, 64, 64)
+    assert logits.shape == (1, 3, 128, 128)
     expected = torch.nn.functional.interpolate(logits.sigmoid(), scene.shape[:2], mode="bilinear")
     result = model.predict(scene, vocabulary, threshold=0)
     torch.testing.assert_close(
@@ -339,7 +339,8 @@ def test_models_with_other_encoders_are_saved_and_predict_the_same(
     vision: dict[str, object], model: CATSeg, scene: np.ndarray, tmp_path: Path
 ):
     assert isinstance(model.config.clip, dict)
-    config = replace(model.config, clip={**model.config.clip, "vision_cfg": vision})
+    clip = {**model.config.clip, "vision_cfg": vision}
+    config = replace(model.config, clip=clip, grid=(16, 16), guidance_layers=())
     other = CATSeg(config).eval()
     again = CATSeg.from_pretrained(other.save_pretrained(tmp_path / "other"), "cpu")
     expected, actual = (one.predict(scene, WORDS).scores for one in (other, again))

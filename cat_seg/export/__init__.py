@@ -193,7 +193,7 @@ def export_words(
             part,
             features=words.features.float().cpu().numpy(),
             names=np.array(names),
-            threshold=model.threshold_of(len(names)) if threshold is None else threshold,
+            threshold=model.threshold if threshold is None else threshold,
         )
     return path
 

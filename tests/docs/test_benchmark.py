@@ -10,10 +10,14 @@ import torch
 from docs.tools import benchmark, plot_benchmark
 
 SIZES = ["--image-size", "96", "128", "--device", "cpu"]
-SMALL = ["--config-file", "configs/synthetic.yaml", *SIZES]
+SMALL = ["--config-file", "configs/synthetic_2023.yaml", *SIZES]
 SMALL_2024 = ["--config-file", "configs/synthetic_2024.yaml", *SIZES]
 TILES = [
-    "--opts", "TEST.SLIDING_WINDOW", "True", "TEST.SLIDING_KERNEL", "128",
+    # Of the CLIP without a stem, as the reference has it.
+    "--opts", "MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED", "cat_seg/synthetic/clip.json",
+    "MODEL.SEM_SEG_HEAD.CLIP_GUIDANCE_LAYERS", "[]",
+    "MODEL.SEM_SEG_HEAD.FEATURE_RESOLUTION", "[16, 16]",
+    "TEST.SLIDING_WINDOW", "True", "TEST.SLIDING_KERNEL", "128",
     "TEST.SLIDING_RESOLUTION", "213",
 ]  # fmt: skip
 

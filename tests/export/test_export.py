@@ -16,6 +16,7 @@ from cat_seg import CATSeg, CATSegError, Vocabulary
 from cat_seg.cli.main import main
 from cat_seg.export import export, export_words, most_words, runner
 from cat_seg.model_config import GENERATIONS
+from cat_seg.resources import resource
 from cat_seg.synthetic.dataset import split_scene
 
 WORDS = ["sky", "water", "grass", "red plain circle", "brick wall", "sand", "snow"]
@@ -24,18 +25,18 @@ WORDS = ["sky", "water", "grass", "red plain circle", "brick wall", "sand", "sno
 def small_model(year: int) -> CATSeg:
     """A model of a generation as large as the one that ships, but less deep; random weights."""
     torch.manual_seed(1)
-    config = CATSeg.from_pretrained("synthetic", "cpu").config
     layers = {2023: 1, 2024: 3}[year]
-    clip = {**config.clip, "vision_cfg": {**config.clip["vision_cfg"], "layers": layers}}
-    if year == 2023:
-        config = dataclasses.replace(config, clip=clip, swin={**config.swin, "depths": [1, 1, 1]})
-    else:
-        config = dataclasses.replace(
-            config,
-            **GENERATIONS[2024],
-            **{"clip": clip, "swin": None, "upsample_dims": (32, 16), "min_size": 160},
-            sliding_window=(128, 0.5, 192),
-        )
+    clip = json.loads(resource("cat_seg/synthetic/clip.json").read_text())
+    clip["vision_cfg"]["layers"] = layers
+    swin = {"embed_dim": 32, "num_heads": [2, 4, 8], "window_size": 8, "patch_size": 2}
+    config = dataclasses.replace(
+        CATSeg.from_pretrained("synthetic", "cpu").config,
+        **GENERATIONS[year],
+        **{"clip": clip, "grid": (16, 16), "guidance_layers": ()},
+        swin={**swin, "depths": [1, 1, 1]} if year == 2023 else None,
+    )
+    if year == 2024:
+        config = dataclasses.replace(config, min_size=160, sliding_window=(128, 0.5, 192))
     model = CATSeg(config).eval()
     for parameter in model.parameters():  # so that classes differ
         parameter.data.add_(0.02 * torch.randn_like(parameter))

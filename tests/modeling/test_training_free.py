@@ -14,6 +14,7 @@ from cat_seg import CATSeg, CATSegError
 from cat_seg.model_config import ModelConfig
 from cat_seg.modeling import training_free
 from cat_seg.modeling.clip import build, build_clip
+from cat_seg.plugin.config import load_config, model_config
 from cat_seg.synthetic.dataset import split_scene
 
 TINY = {
@@ -137,7 +138,7 @@ def test_the_shipped_models_clip_by_name(tmp_path: Path):
 
 
 def test_without_aggregator_shares_clip_and_takes_the_models_guidance_as_second_encoder():
-    trained = CATSeg.from_pretrained("synthetic", "cpu")
+    trained = CATSeg(model_config(load_config("configs/synthetic_2023.yaml"))).eval()
     model = trained.without_aggregator("proxyclip")
     assert model.predictor.clip_model is trained.predictor.clip_model
     assert model.backbone is trained.backbone

@@ -8,6 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from cat_seg.label_rules import NOTHING
+from cat_seg.modeling.clip.text import tokenize
+from cat_seg.plugin.config import load_config, model_config
 from cat_seg.resources import resource
 from cat_seg.synthetic import train_encoder, train_masks, train_words
 from cat_seg.synthetic.dataset import split_scene
@@ -95,7 +97,9 @@ def test_dense_loss_is_low_where_features_are_the_phrases(clip):
 
 def test_other_words_come_to_mean_the_same(clip):
     learned = copy.deepcopy(clip).requires_grad_(True)
-    said, meant = ["crimson disc", "something striped"], ["red circle", "striped object"]
+    said, meant = ["crimson disc", "emerald disc"], ["red circle", "green circle"]
+    with torch.no_grad():  # as if it had never met these words
+        learned.token_embedding.weight[tokenize(["crimson disc emerald"])[0, 1:4]] = 0
     before = train_words.agreement(learned, clip, said, meant, "a photo of a {}.").detach()
     train_words.train(learned, seed=0, steps=60, learning_rate=2e-3)
     after = train_words.agreement(learned, clip, said, meant, "a photo of a {}.").detach()
@@ -110,6 +114,11 @@ def test_wordings_are_of_known_phrases():
     assert "crosses" in wordings("cross") and "lawn" in wordings("grass")
     said = [other for phrase in phrases() for other in wordings(phrase)]
     assert not set(said) & set(phrases())
+
+
+def test_the_yaml_describes_the_same_model():
+    of_yaml = model_config(load_config("configs/synthetic.yaml", ["MODEL.WEIGHTS", ""]))
+    assert of_yaml == train_masks.CONFIG
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def train(
         "MODEL.WEIGHTS": "",
         "MODEL.SEM_SEG_HEAD.CLIP_WEIGHTS": str(folder / "clip.safetensors"),
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(BACKGROUNDS),
-        "MODEL.SEM_SEG_HEAD.FEATURE_RESOLUTION": [SIDE // 8, SIDE // 8],
+        "MODEL.SEM_SEG_HEAD.FEATURE_RESOLUTION": [SIDE // 4, SIDE // 4],
         "INPUT.MIN_SIZE_TRAIN": [SIDE],
         "INPUT.MIN_SIZE_TEST": SIDE,
         "INPUT.CROP.SIZE": [SIDE, SIDE],
