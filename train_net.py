@@ -45,6 +45,13 @@ def main(args: argparse.Namespace) -> None:
         with folder.held() if comm.is_main_process() else nullcontext():
             train(cfg, args, folder)
         return
+    folder = RunFolder(cfg.OUTPUT_DIR, "evaluation")
+    with folder.held() if comm.is_main_process() else nullcontext():
+        evaluate(cfg, args)
+
+
+def evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Evaluate into a folder that no other run works in."""
     set_up(cfg, args)
     model = Trainer.build_model(cfg)
     checkpointer = CATSegCheckpointer(model, cfg.OUTPUT_DIR)

@@ -57,7 +57,6 @@ class ClipSizes(NamedTuple):
     vision_width: int  # channels of the image encoder
     vision_layers: int
     embed_dim: int  # D, channels of dense features and text features
-    text_width: int  # channels of the text encoder
     grid: tuple[int, int]  # rows and columns of patches at the image size it was built for
     layers: tuple[Layer, ...]  # of the image encoder, shallowest first
 
@@ -155,9 +154,9 @@ def clip_sizes(clip: open_clip.CLIP) -> ClipSizes:
     layers = layers_of(clip.visual)
     patch = layers[-1].stride
     height, width = clip.visual.image_size
-    projection, text_width = clip.text_projection, clip.token_embedding.embedding_dim
+    projection = clip.text_projection
     if projection is None:  # a text has as many features as the encoder has channels
-        embed_dim = text_width
+        embed_dim = clip.token_embedding.embedding_dim
     else:
         embed_dim = getattr(projection, "out_features", None) or projection.shape[1]
     return ClipSizes(
@@ -165,7 +164,6 @@ def clip_sizes(clip: open_clip.CLIP) -> ClipSizes:
         vision_width=layers[-1].channels,
         vision_layers=len(layers),
         embed_dim=embed_dim,
-        text_width=text_width,
         grid=(height // patch, width // patch),
         layers=layers,
     )

@@ -157,9 +157,11 @@ def test_an_evaluator_that_is_not_there_is_told_before_the_start(tmp_path: Path,
         check_inputs(toy_config(tmp_path, "DATASETS.TEST", (NAME,)), train=True)
 
 
-def test_two_trainings_do_not_share_a_folder(config_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--eval-only", "MODEL.WEIGHTS", "{config}")])
+def test_two_runs_do_not_share_a_folder(config_file: Path, tmp_path: Path, options) -> None:
+    options = [str(config_file) if option == "{config}" else option for option in options]
     with RunFolder(tmp_path / "out", "training").held():
-        code, printed = train_net(tmp_path, "--config-file", config_file)
+        code, printed = train_net(tmp_path, "--config-file", config_file, *options)
     assert code == 1 and "another run works in it" in printed and "Traceback" not in printed
 
 
