@@ -76,7 +76,7 @@ export class CatSeg {
     const [, T, h, w] = logits.dims;
     const maps = logits.data.map((x) => 1 / (1 + Math.exp(-x)));
     const { width, height } = canvas;
-    const least = this.about.threshold * Math.min(1, T / this.about.words.length);
+    const least = this.about.threshold;
     const labels = new Int16Array(width * height).fill(-1);
     const scores = new Float32Array(width * height);
     const [columns, rows] = [between(w, width), between(h, height)];
