@@ -135,7 +135,7 @@ def test_home_is_found(saved, monkeypatch):
         (None, "None is no model"),
         (3, "3 is no model"),
         ("n" * 5000, "cannot be looked at"),
-        ("~nobody-of-this-name/model", "cannot be looked at"),
+        ("~nobody-of-this-name/model", "no file or folder here"),
         ("a\0b", "no file or folder here"),
         ("hf://owner", "hf://owner/repo/file"),
     ],
