@@ -16,7 +16,7 @@ from cat_seg.conversion import (
     to_model,
 )
 from cat_seg.errors import CATSegError
-from cat_seg.modeling.clip.build import load_clip_weights
+from cat_seg.modeling.clip import OpenClip, load_clip_weights
 from cat_seg.trust.weights import check_weights
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,8 @@ def load_clip(model: nn.Module, source: str, *, required: bool = False) -> None:
     load_initial_weights(model)
     if predictor is None or not hasattr(predictor, "clip_model"):
         return  # a model without CLIP
+    if not isinstance(predictor.clip_model, OpenClip):
+        return  # an encoder of another kind has begun by itself
     if source:
         load_clip_weights(predictor.clip_model, source)
     elif required:

@@ -31,7 +31,6 @@ from cat_seg.inference import EncodedImage, Inference, InferencePlan, Maps
 from cat_seg.loading import load_initial_weights
 from cat_seg.model_config import ModelConfig
 from cat_seg.modeling import training_free
-from cat_seg.modeling.clip import clip_sizes
 from cat_seg.modeling.guidance.resnet import ResNet, ResNetConfig
 from cat_seg.modeling.guidance.swin import SwinTransformer
 from cat_seg.modeling.guidance.timm_backbone import TimmBackbone
@@ -186,7 +185,7 @@ class CATSeg(nn.Module):
             (B, D, H, W) dense CLIP features, and maps of H x W, 2 H x 2 W and 4 H x 4 W.
         """
         H, W = self.grid
-        patch = clip_sizes(self.predictor.clip_model).patch_size
+        patch = self.predictor.clip_model.sizes.patch_size
         sources = []
         if self.backbone is not None:
             assert backbone_images is not None
@@ -496,7 +495,7 @@ def best_device(asked: str = "") -> torch.device:
 
 def _upsampling(predictor: CATSegPredictor) -> list[nn.ConvTranspose2d]:
     """From CLIP's guiding layers to maps of 2 H x 2 W and 4 H x 4 W."""
-    sizes = clip_sizes(predictor.clip_model)
+    sizes = predictor.clip_model.sizes
     convolutions = []
     for finer, number, channels in zip(
         (2, 4), predictor.guidance_layers, predictor.config.upsample_dims, strict=True

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from cat_seg.model_config import ModelConfig
 
 GROUP, VARIABLE = "cat_seg", "CAT_SEG_PLUGINS"
-KINDS = ("guidance", "volume", "cost", "layer", "decoder", "text", "adapter", "loss", "sampling")
+KINDS = (
+    *("encoder", "guidance", "volume", "cost", "layer", "decoder"),
+    *("text", "adapter", "loss", "sampling"),
+)
 # Not of a config: what `Segmentation.refined` is asked for by name.
 OTHERS = ("refinement",)
 # What a model needs in training alone.

@@ -133,7 +133,8 @@ def load_training_free(build: Callable[[ModelConfig], CATSeg], variant: str, nam
 def save_weights(model: CATSeg, folder: Path) -> None:
     """Write model.safetensors; of the token table, the rows that are not zero where few are."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    state = without_zero_rows(state, CLIP + "token_embedding.weight")
+    if (table := CLIP + "token_embedding.weight") in state:
+        state = without_zero_rows(state, table)
     write_weights(state, folder / WEIGHTS)
 
 

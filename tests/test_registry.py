@@ -71,7 +71,7 @@ def test_mistakes_are_told(known: None):
     with pytest.raises(CATSegError, match="unexpected keyword argument 'depth'"):
         registry.make(config({"layer": "mine", "depth": 1}), "layer")
     for part in ({"name": "mine"}, {"layer": "mine", "cost": "other"}, {"layer": 3}):
-        with pytest.raises(CATSegError, match="expected one of guidance"):
+        with pytest.raises(CATSegError, match="expected one of encoder"):
             registry.make(config(part), "layer")
 
 

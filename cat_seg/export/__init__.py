@@ -30,7 +30,7 @@ from cat_seg.errors import CATSegError, MissingPackageError
 from cat_seg.export import runner
 from cat_seg.model import CATSeg
 from cat_seg.modeling.aggregator import Aggregator
-from cat_seg.modeling.clip import clip_sizes
+from cat_seg.modeling.clip import OpenClip
 from cat_seg.utils.files import atomic_write
 from cat_seg.vocabulary import Vocabulary
 
@@ -65,13 +65,14 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.model = model
         H, W = model.grid
-        patch = clip_sizes(model.predictor.clip_model).patch_size
+        patch = model.predictor.clip_model.sizes.patch_size
         self.clip_size = (H * patch, W * patch)
         self.backbone_size = (H * model.stride, W * model.stride)
         # Texts come in encoded.
         clip_model: Any = model.predictor.clip_model
-        clip_model.token_embedding = nn.Embedding(1, clip_model.token_embedding.embedding_dim)
-        clip_model.transformer.resblocks = nn.ModuleList(clip_model.transformer.resblocks[:1])
+        if isinstance(clip_model, OpenClip):
+            clip_model.token_embedding = nn.Embedding(1, clip_model.token_embedding.embedding_dim)
+            clip_model.transformer.resblocks = nn.ModuleList(clip_model.transformer.resblocks[:1])
 
     def forward(self, images: Tensor, text: Tensor) -> Tensor:
         """Compute logits.

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from open_clip import CLIP
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
@@ -22,9 +21,9 @@ from cat_seg.modeling.aggregator.correlation import correlate
 from cat_seg.modeling.autocast import without_autocast
 from cat_seg.modeling.clip import (
     DenseFeatures,
+    Encoder,
+    OpenClip,
     build_clip,
-    clip_sizes,
-    encode_dense,
     split_in_proj,
 )
 from cat_seg.modeling.prompt_templates import get_templates
@@ -49,7 +48,7 @@ class CATSegPredictor(nn.Module):
         half_volume: bool = False,
         text_batch: int = 4096,
         recompute: bool = False,
-        clip: CLIP | None = None,
+        clip: OpenClip | None = None,
     ) -> None:
         """
         Args:
@@ -63,14 +62,15 @@ class CATSegPredictor(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.clip_model: CLIP = clip or build_clip(config.clip)
+        encoder: OpenClip | None = clip or registry.make(config, "encoder")  # or another `Encoder`
+        self.clip_model = build_clip(config.clip) if encoder is None else encoder
         if recompute and isinstance(self.clip_model.visual, TimmModel):
             self.clip_model.visual.set_grad_checkpointing()
-        if config.split_qkv and clip is None:
+        if config.split_qkv and encoder is None:
             split_in_proj(self.clip_model)
         for adapt in registry.make_all(config, "adapter") if clip is None else []:
             adapt(self.clip_model)
-        sizes = clip_sizes(self.clip_model)
+        sizes = self.clip_model.sizes
         self.embed_dim = sizes.embed_dim
         self.guidance_layers: tuple[int, ...] = ()
         if config.guidance not in GUIDANCE:
@@ -158,8 +158,7 @@ class CATSegPredictor(nn.Module):
                 second=second,
             )
             return DenseFeatures(final, ())
-        return encode_dense(
-            self.clip_model.visual,
+        return self.clip_model.encode_dense(
             images,
             last_residual=self.config.last_residual,
             intermediate_layers=self.guidance_layers,
@@ -194,7 +193,7 @@ class CATSegPredictor(nn.Module):
             (T, P, D), of unit length, and behind them those of volumes with texts of their own.
         """
 
-        def embed(clip: CLIP) -> Tensor:
+        def embed(clip: Encoder) -> Tensor:
             return embed_text(
                 clip,
                 class_names,
@@ -226,7 +225,7 @@ class CATSegPredictor(nn.Module):
         self, class_names: Sequence[str], cache_dir: str | Path | None = None
     ) -> Tensor:
         """`encode_text` in float32 and without gradients."""
-        device = self.clip_model.token_embedding.weight.device
+        device = next(self.clip_model.parameters()).device
         with torch.no_grad(), without_autocast(device):
             return self.encode_text(class_names, cache_dir)
 

@@ -24,7 +24,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import open_clip
 import torch
@@ -37,7 +37,8 @@ from tqdm import tqdm
 
 from cat_seg.errors import CATSegError
 from cat_seg.modeling.chunks import gather_chunks
-from cat_seg.modeling.clip.text import encode_text, text_traits, tokenize
+from cat_seg.modeling.clip import Encoder
+from cat_seg.modeling.clip.text import text_traits
 from cat_seg.resources import user_path
 from cat_seg.utils.files import atomic_write, cache_folder
 from cat_seg.vocabulary import parse_vocabulary
@@ -52,7 +53,7 @@ _CACHE_FILE = re.compile(r"[0-9a-f]{32}(\.part)?\.safetensors")
 
 
 def embed_text(
-    clip: open_clip.CLIP,
+    clip: Encoder,
     class_names: Sequence[str],
     templates: Sequence[str],
     *,
@@ -88,7 +89,7 @@ def embed_text(
     if cache_dir is None:
         return _embed(clip, names, templates, batch_size, recompute)
 
-    device = clip.token_embedding.weight.device
+    device = next(clip.parameters()).device
     key = _cache_key(clip, names, templates)
     path = user_path(cache_dir) / f"{key}.safetensors"
     features = _read_cache(path)
@@ -155,7 +156,7 @@ def default_cache_dir() -> Path | None:
 
 
 def _embed(
-    clip: open_clip.CLIP,
+    clip: Encoder,
     names: list[list[str]],
     templates: Sequence[str],
     batch_size: int,
@@ -172,7 +173,7 @@ def _group(templates: Sequence[str]) -> int:
 
 
 def _groups(
-    clip: open_clip.CLIP,
+    clip: Encoder,
     names: list[list[str]],
     templates: Sequence[str],
     batch_size: int,
@@ -187,9 +188,8 @@ def _groups(
         for first in range(start, len(names), _group(templates)):
             some = names[first : first + _group(templates)]
             texts = [t.format(name) for of_class in some for name in of_class for t in templates]
-            features = encode_text(
-                clip,
-                tokenize(texts, clip),
+            features = clip.encode_tokens(
+                clip.tokenize(texts),
                 batch_tokens=batch_size,
                 recompute=recompute,
                 progress=bar,
@@ -203,7 +203,7 @@ def _groups(
 
 def _stream_to_cache(
     path: Path,
-    clip: open_clip.CLIP,
+    clip: Encoder,
     names: list[list[str]],
     templates: Sequence[str],
     batch_size: int,
@@ -275,10 +275,12 @@ def _resumed(file: BinaryIO, T: int, P: int) -> tuple[int, int]:
     return kept, start
 
 
-def _cache_key(clip: open_clip.CLIP, names: list[list[str]], templates: Sequence[str]) -> str:
+def _cache_key(clip: Any, names: list[list[str]], templates: Sequence[str]) -> str:
     """Digest of everything that the features depend on."""
-    block = clip.transformer.resblocks[0]
-    tower = [type(block.mlp.gelu).__name__, block.attn.num_heads, *text_traits(clip)]
+    tower = text_traits(clip)
+    if isinstance(clip, open_clip.CLIP):
+        block = clip.transformer.resblocks[0]
+        tower = [type(block.mlp.gelu).__name__, block.attn.num_heads, *tower]
     digest = hashlib.sha256(json.dumps([_FORMAT, tower, names, list(templates)]).encode())
     for name, tensor in clip.state_dict().items():
         if not name.startswith(("visual.", "logit_")):

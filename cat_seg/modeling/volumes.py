@@ -12,16 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from open_clip import CLIP
 from torch import Tensor, nn
 
 from cat_seg.errors import CATSegError
 from cat_seg.model_config import ModelConfig
 from cat_seg.modeling.clip import (
+    Encoder,
     build_clip,
-    clip_normalization,
-    clip_sizes,
-    encode_dense,
     load_clip_weights,
     set_trainable,
 )
@@ -46,7 +43,7 @@ class Volume(Protocol):
     def encode_image(self, predictor: CATSegPredictor, images: Tensor) -> Tensor:
         """Images (B, 3, h, w), normalised for CLIP, of any size, to (B, image_dim, H, W)."""
 
-    def encode_text(self, embed: Callable[[CLIP], Tensor]) -> Tensor:
+    def encode_text(self, embed: Callable[[Encoder], Tensor]) -> Tensor:
         """Texts as (T, P, text_dim), where `embed` embeds them by a CLIP."""
 
 
@@ -73,12 +70,12 @@ class View(nn.Module):
     def encode_image(self, predictor: CATSegPredictor, images: Tensor) -> Tensor:
         quarters = 0 if self.turn == "flip" else int(self.turn) // 90
         turned = images.flip(-1) if self.turn == "flip" else images.rot90(quarters, (-2, -1))
-        patch = clip_sizes(predictor.clip_model).patch_size
+        patch = predictor.clip_model.sizes.patch_size
         H, W = self.grid if quarters % 2 == 0 else self.grid[::-1]
         features = predictor.encode_image(resize(turned, (H * patch, W * patch))).final
         return features.flip(-1) if self.turn == "flip" else features.rot90(-quarters, (-2, -1))
 
-    def encode_text(self, embed: Callable[[CLIP], Tensor]) -> Tensor:
+    def encode_text(self, embed: Callable[[Encoder], Tensor]) -> Tensor:
         raise NotImplementedError  # CLIP's serve
 
 
@@ -112,9 +109,8 @@ class SecondClip(nn.Module):
         self.clip, self.weights, self.last_residual = clip, weights, last_residual
         self.grid = config.grid
         set_trainable(self.clip_model, finetune, text=False)
-        sizes = clip_sizes(self.clip_model)
-        self.image_dim = self.text_dim = sizes.embed_dim
-        mean, std = clip_normalization(clip)
+        self.image_dim = self.text_dim = self.clip_model.sizes.embed_dim
+        mean, std = self.clip_model.normalization
         # From images normalised for the first CLIP to the second's normalisation.
         scale = _column(config.clip_pixel_std) / _column(std)
         shift = (_column(config.clip_pixel_mean) - _column(mean)) / _column(std)
@@ -122,15 +118,14 @@ class SecondClip(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
 
     def encode_image(self, predictor: CATSegPredictor, images: Tensor) -> Tensor:
-        patch = clip_sizes(self.clip_model).patch_size
+        patch = self.clip_model.sizes.patch_size
         images = resize(images, (self.grid[0] * patch, self.grid[1] * patch))
-        return encode_dense(
-            self.clip_model.visual,
+        return self.clip_model.encode_dense(
             images * self.scale + self.shift,
             last_residual=self.last_residual,
         ).final
 
-    def encode_text(self, embed: Callable[[CLIP], Tensor]) -> Tensor:
+    def encode_text(self, embed: Callable[[Encoder], Tensor]) -> Tensor:
         return embed(self.clip_model)
 
     def load_initial_weights(self) -> None:

@@ -19,7 +19,7 @@ from cat_seg import registry
 from cat_seg.errors import CATSegError
 from cat_seg.modeling import class_sampling
 from cat_seg.modeling.aggregator import ClassLogits
-from cat_seg.modeling.clip import clip_sizes, set_trainable
+from cat_seg.modeling.clip import set_trainable
 from cat_seg.modeling.losses import Inside, mask_bce
 from cat_seg.modeling.predictor import CATSegPredictor, SegmentationHead
 from cat_seg.modeling.text_embedding import VocabularyCache, default_cache_dir
@@ -205,7 +205,7 @@ class CATSegHead(SegmentationHead):
 
 def _check_widths(cfg: CfgNode, predictor: CATSegPredictor) -> None:
     """Hold the widths that a config repeats against those that the model has."""
-    head, sizes = cfg.MODEL.SEM_SEG_HEAD, clip_sizes(predictor.clip_model)
+    head, sizes = cfg.MODEL.SEM_SEG_HEAD, predictor.clip_model.sizes
     if head.TEXT_GUIDANCE_DIM not in (None, 0, sizes.embed_dim):
         raise CATSegError(
             f"MODEL.SEM_SEG_HEAD.TEXT_GUIDANCE_DIM is {head.TEXT_GUIDANCE_DIM}, but the "

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from open_clip import CLIP
 from torch import Tensor, nn
 
 from cat_seg.model_config import ModelConfig
+from cat_seg.modeling.clip import Encoder
 from cat_seg.modeling.guidance.timm_backbone import TimmBackbone
 from cat_seg.modeling.predictor import CATSegPredictor
 from cat_seg.modeling.sliding_window import resize
@@ -45,6 +45,6 @@ class ProjectedVolume(nn.Module):
         size = (self.grid[0] * stride, self.grid[1] * stride)
         return self.projection(self.encoder(resize(images, size))["res4"])
 
-    def encode_text(self, embed: Callable[[CLIP], Tensor]) -> Tensor:
+    def encode_text(self, embed: Callable[[Encoder], Tensor]) -> Tensor:
         """Never called, as `text_dim` is 0."""
         raise NotImplementedError

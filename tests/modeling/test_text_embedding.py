@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from cat_seg.modeling import text_embedding
 from cat_seg.modeling.clip import split_in_proj, tokenize
+from cat_seg.modeling.clip import text as text_module
 from cat_seg.modeling.prompt_templates import get_templates
 from cat_seg.modeling.text_embedding import default_cache_dir, embed_text
 from tests.golden import GOLDEN, load_golden
@@ -25,13 +26,13 @@ TEMPLATES = ("a photo of a {}.", "the {}")
 def encoded(monkeypatch):
     """The number of texts given to the encoder, call by call."""
     calls = []
-    encode_text = text_embedding.encode_text
+    encode_text = text_module.encode_text
 
     def counted(clip, tokens, **kwargs):
         calls.append(len(tokens))
         return encode_text(clip, tokens, **kwargs)
 
-    monkeypatch.setattr(text_embedding, "encode_text", counted)
+    monkeypatch.setattr(text_module, "encode_text", counted)
     return calls
 
 
@@ -213,7 +214,7 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 def _killed_in_the_third_group(clip, names, folder):
     calls = []
-    encode_text = text_embedding.encode_text
+    encode_text = text_module.encode_text
 
     def until(*args, **kwargs):
         calls.append(1)
@@ -221,7 +222,7 @@ def _killed_in_the_third_group(clip, names, folder):
             os.kill(os.getpid(), signal.SIGKILL)
         return encode_text(*args, **kwargs)
 
-    text_embedding.encode_text = until
+    text_module.encode_text = until
     embed_text(clip, names, TEMPLATES, synonyms="mean", cache_dir=folder)
 
 

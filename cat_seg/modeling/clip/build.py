@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import open_clip
 import timm
@@ -16,6 +16,7 @@ from open_clip.timm_model import TimmModel
 from torch import Tensor
 
 from cat_seg.errors import CATSegError
+from cat_seg.modeling.clip.encoder import OpenClip
 from cat_seg.modeling.clip.finetune import fuse_projections, split_projections
 from cat_seg.modeling.clip.from_transformers import (
     is_transformers,
@@ -24,7 +25,7 @@ from cat_seg.modeling.clip.from_transformers import (
 )
 from cat_seg.modeling.clip.stem import ConvStem
 from cat_seg.modeling.clip.text import set_tokenizer
-from cat_seg.modeling.clip.towers import Layer, layers_of, take_any_size
+from cat_seg.modeling.clip.towers import layers_of, take_any_size
 from cat_seg.modeling.clip.vision import check_image_encoder
 from cat_seg.resources import project_file
 from cat_seg.trust.text import read_json
@@ -50,37 +51,12 @@ _COUNTERS = "num_batches_tracked"  # of BatchNorm, which not every file has
 _MEAN, _STD = (122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.3231630)
 
 
-class ClipSizes(NamedTuple):
-    """Sizes of a CLIP, read from the model."""
-
-    patch_size: int  # pixels of the image to one position of the dense features
-    vision_width: int  # channels of the image encoder
-    vision_layers: int
-    embed_dim: int  # D, channels of dense features and text features
-    grid: tuple[int, int]  # rows and columns of patches at the image size it was built for
-    layers: tuple[Layer, ...]  # of the image encoder, shallowest first
-
-    @property
-    def guidance_layers(self) -> tuple[int, int]:
-        """The layers that guide if none are named, counted from 1: for the maps of 2 H and 4 H.
-
-        Those at one and two thirds of a ViT, as published; of an encoder whose maps shrink, the
-        last at half and at a quarter of the stride, whose maps have that resolution.
-        """
-        strides = [layer.stride for layer in self.layers]
-        if strides[0] == strides[-1]:
-            return self.vision_layers // 3, 2 * self.vision_layers // 3
-        half, quarter = strides[-1] // 2, strides[-1] // 4
-        last = {stride: i + 1 for i, stride in enumerate(strides)}
-        return last[half], last[quarter]
-
-
 def build_clip(
     name: str | dict[str, Any],
     pretrained: str = "",
     *,
     image_size: int | tuple[int, int] | None = None,
-) -> open_clip.CLIP:
+) -> OpenClip:
     """Build a CLIP whose image encoder gives dense features.
 
     Args:
@@ -101,7 +77,8 @@ def build_clip(
     config = _model_config(name)
     vision = dict(config["vision_cfg"])
     stem, trunk = vision.pop("stem", None), vision.pop("timm_settings", None)
-    clip = open_clip.CLIP(**config | {"vision_cfg": vision})
+    clip = OpenClip(**config | {"vision_cfg": vision})
+    clip.normalization = clip_normalization(name)
     if trunk:
         pool, name_of_timm = vision["timm_pool"], vision["timm_model_name"]
         clip.visual.trunk = timm.create_model(
@@ -135,7 +112,7 @@ def register_clip(name: str, config: dict[str, Any]) -> None:
     _registered[name] = config
 
 
-def from_transformers(model: Any) -> open_clip.CLIP:
+def from_transformers(model: Any) -> OpenClip:
     """Make the CLIP that a model of transformers' classes CLIPModel or SiglipModel is.
 
     Args:
@@ -147,26 +124,6 @@ def from_transformers(model: Any) -> open_clip.CLIP:
     clip = build_clip(model.config.to_dict())
     clip.load_state_dict(open_clip_state(model.state_dict()))
     return clip
-
-
-def clip_sizes(clip: open_clip.CLIP) -> ClipSizes:
-    """Read the sizes from a model of `build_clip`."""
-    layers = layers_of(clip.visual)
-    patch = layers[-1].stride
-    height, width = clip.visual.image_size
-    projection = clip.text_projection
-    if projection is None:  # a text has as many features as the encoder has channels
-        embed_dim = clip.token_embedding.embedding_dim
-    else:
-        embed_dim = getattr(projection, "out_features", None) or projection.shape[1]
-    return ClipSizes(
-        patch_size=patch,
-        vision_width=layers[-1].channels,
-        vision_layers=len(layers),
-        embed_dim=embed_dim,
-        grid=(height // patch, width // patch),
-        layers=layers,
-    )
 
 
 def clip_normalization(name: str | dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:

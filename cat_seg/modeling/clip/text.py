@@ -122,6 +122,8 @@ def encode_text(
 
 def text_traits(clip: open_clip.CLIP) -> list[object]:
     """What features of a text depend on besides weights; nothing where all is as in CLIP."""
+    if not isinstance(clip, open_clip.CLIP):
+        return [f"{type(clip).__module__}.{type(clip).__qualname__}"]
     settings = getattr(clip, "tokenizer_settings", ("", ()))
     if shares_beginnings(clip) and not settings[0] and clip.context_length == _CONTEXT_LENGTH:
         return []
@@ -131,7 +133,8 @@ def text_traits(clip: open_clip.CLIP) -> list[object]:
 def shares_beginnings(clip: open_clip.CLIP) -> bool:
     """Whether texts that begin alike are alike up to there: causal attention, the end pooled."""
     return (
-        clip.attn_mask is not None
+        isinstance(clip, open_clip.CLIP)
+        and clip.attn_mask is not None
         and clip.text_pool_type == "argmax"  # the end token has the highest number
         and clip.text_projection is not None
         and clip.vocab_size == _VOCABULARY_SIZE
