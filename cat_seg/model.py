@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cat_seg import hub, images, registry, saved, video
+from cat_seg import hub, images, learning, registry, saved, video
 from cat_seg.certificate import Certificate
 from cat_seg.errors import CATSegError
 from cat_seg.inference import EncodedImage, Inference, InferencePlan, Maps
@@ -281,6 +281,29 @@ class CATSeg(nn.Module):
             return self.predictor.text_features(strings, default_cache_dir())
 
         return replace(parsed, features=self._vocabularies.get(tuple(strings), state, encode))
+
+    def learn(
+        self,
+        words: Words,
+        examples: Sequence[tuple[Any, Mapping[str, Any]]],
+        *,
+        share: float = 1.0,
+    ) -> Vocabulary:
+        """Learn classes from one to ten labelled pictures, for names that CLIP does not know.
+
+        Args:
+            words: all classes, those to be learned among them.
+            examples: pictures, as `predict` takes them, each with the masks of classes to be
+                learned by name: (H, W) bool, where all of the class is marked.
+            share: of the pictures in what comes out; the rest is of the word. 1 for made-up names.
+
+        Returns:
+            the vocabulary with its text features, for `predict`; of other classes as they were.
+
+        Raises:
+            CATSegError: if there is no picture, or a mask is empty or of another size.
+        """
+        return learning.learn(self, words, examples, share=share)
 
     def encode(self, picture: Any, *, plan: InferencePlan | None = None) -> EncodedPicture:
         """Encode a picture, so that every further choice of words costs the aggregation only."""

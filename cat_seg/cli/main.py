@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "write a model as ONNX or for torch.export",
     "models": "list the models that there are",
     "calibrate": "compute fewer classes of many, with a guarantee",
+    "learn": "learn words from a few labelled pictures",
     "words": "show how a file of words is understood",
     "data": "look at data sets, import other formats",
     "evaluate": "evaluate a model on benchmarks",

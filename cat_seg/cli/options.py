@@ -17,8 +17,8 @@ SHIPPED_YAML = f"configs/{SHIPPED}.yaml"
 FOR_PHOTOGRAPHS = "large-2024"  # the one to advise
 
 
-def add_word_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `parse_words` reads, and the threshold."""
+def add_word_options(parser: argparse.ArgumentParser, *, threshold: bool = True) -> None:
+    """Add what `parse_words` reads, and the threshold unless it is not wanted."""
     words = parser.add_mutually_exclusive_group()
     words.add_argument(
         "--words",
@@ -39,6 +39,8 @@ def add_word_options(parser: argparse.ArgumentParser) -> None:
         metavar="WORDS",
         help='words that compete for pixels and are reported as background: "wall, floor"',
     )
+    if not threshold:
+        return
     parser.add_argument(
         "--threshold",
         type=_probability,

@@ -335,10 +335,17 @@ def _settings(args: argparse.Namespace, words: Vocabulary | None, background: Se
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     content = [
         *(__version__, model, [_fingerprint(file) for file in files if file.is_file()]),
-        *([words.classes, words.background] if words else [None, background]),
+        *([words.classes, words.background, _learned(words)] if words else [None, background]),
         *(args.threshold, args.original, args.refine),
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _learned(words: Vocabulary) -> str:
+    """Digest the features that words bring, as those of `cat-seg learn`; "" if they bring none."""
+    if words.features is None:
+        return ""
+    return hashlib.sha256(words.features.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _fingerprint(path: Path) -> list[Any]:
