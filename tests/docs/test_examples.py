@@ -58,7 +58,7 @@ def test_it_learns_and_is_saved_and_loaded(name: str, tmp_path: Path):
     trainer, (before, after) = train(tmp_path, folders, ("backgrounds",), config, STEPS)
     losses = [value for value, _ in trainer.storage.history("total_loss").values()]
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])  # measured: 0.04 to 0.63
-    assert after > before + 25  # measured: 45 to 91 more
+    assert after > min(before + 25, 90)  # some begin with much of the encoder's knowledge
     model = trainer.model.eval()
     (own,) = (p for key, p in model.named_parameters() if key.endswith(FORKS[name]))
     assert trainer._trainer.optimizer.state[own]["exp_avg_sq"].sum() > 0  # gradients came
