@@ -345,3 +345,10 @@ def test_models_with_other_encoders_are_saved_and_predict_the_same(
     again = CATSeg.from_pretrained(other.save_pretrained(tmp_path / "other"), "cpu")
     expected, actual = (one.predict(scene, WORDS).scores for one in (other, again))
     np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("size", [(2, 60_000), (60_000, 2), (1, 1)])
+def test_pictures_of_extreme_shapes_are_labelled(size: tuple[int, int]):
+    model = CATSeg.from_pretrained("synthetic", "cpu")
+    labels = model.predict(np.full((*size, 3), 90, np.uint8), ["grass", "sand"]).labels
+    assert labels.shape == size
