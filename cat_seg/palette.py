@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import overload
 
 import cv2
 import numpy as np
@@ -86,6 +88,33 @@ def name_colors(names: Sequence[str]) -> np.ndarray:
         taken = np.concatenate([taken, color_lab[None]])
         gap = np.minimum(gap, np.linalg.norm(lab - color_lab, axis=1))
     return np.array([colors[key] for key in keys], np.uint8).reshape(-1, 3)
+
+
+@dataclass(frozen=True)
+class NameColors(Sequence[tuple[int, int, int]]):
+    """The colours of `name_colors`, (red, green, blue), computed when the first is asked for.
+
+    Attributes:
+        names: T names.
+    """
+
+    names: tuple[str, ...]
+
+    @cached_property
+    def _colors(self) -> list[tuple[int, int, int]]:
+        return [(red, green, blue) for red, green, blue in name_colors(self.names).tolist()]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, int, int]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[int, int, int]]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[int, int, int] | list[tuple[int, int, int]]:
+        return self._colors[index]
 
 
 def normalized(name: str) -> str:

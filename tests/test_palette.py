@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from cat_seg import palette
 from cat_seg.class_lists import class_names
 from cat_seg.palette import is_light, name_colors
 
@@ -46,3 +47,13 @@ def test_a_name_that_says_a_colour_gets_a_shade_of_it():
     assert min(yellow[0], yellow[1]) > 1.5 * yellow[2]
     assert np.ptp(name_colors(["background"])) == 0  # grey
     assert min(np.abs(red - star).sum(), np.abs(red - apple).sum()) > 20
+
+
+def test_colors_of_a_data_set_are_computed_when_they_are_asked_for(monkeypatch):
+    asked = []
+    compute = palette.name_colors
+    monkeypatch.setattr(palette, "name_colors", lambda names: asked.append(names) or compute(names))
+    colors = palette.NameColors(("sky", "red star"))
+    assert len(colors) == 2 and colors == palette.NameColors(("sky", "red star")) and not asked
+    assert list(colors) == [tuple(c) for c in compute(["sky", "red star"]).tolist()]
+    assert colors[1] == colors[:2][1] and len(asked) == 1

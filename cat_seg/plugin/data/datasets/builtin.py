@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from cat_seg.class_lists import class_names
 from cat_seg.errors import CATSegError
-from cat_seg.palette import name_colors
+from cat_seg.palette import NameColors
 from cat_seg.plugin.data.datasets.pairs import find_pairs
 from cat_seg.resources import user_path
 
@@ -162,7 +162,7 @@ def register_all(root: Path | None = None) -> None:
         DatasetCatalog.register(split.name, partial(load_split, split, root))
         MetadataCatalog.get(split.name).set(
             stuff_classes=names,
-            stuff_colors=[tuple(color) for color in name_colors(names).tolist()],
+            stuff_colors=NameColors(tuple(names)),
             vocabulary=class_names(split.vocabulary),
             ignore_label=split.ignore_label,
             evaluator_type="sem_seg_background" if split.foreground else "sem_seg",

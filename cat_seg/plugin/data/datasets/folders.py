@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from cat_seg.class_lists import PUBLISHED
 from cat_seg.errors import CATSegError
 from cat_seg.label_rules import LabelRule, parse_rule
-from cat_seg.palette import name_colors
+from cat_seg.palette import NameColors
 from cat_seg.plugin.data.datasets.builtin import SPLITS
 from cat_seg.plugin.data.datasets.census import Census, take_census
 from cat_seg.plugin.data.datasets.pairs import Matched, match_files, read_split
@@ -166,7 +166,7 @@ class FolderData:
         DatasetCatalog.register(self.name, cache(self.load))
         MetadataCatalog.get(self.name).set(
             stuff_classes=names,
-            stuff_colors=[tuple(color) for color in name_colors(names).tolist()],
+            stuff_colors=NameColors(tuple(names)),
             vocabulary=names,
             ignore_label=next((v for v in self.rule.ignore if v >= len(names)), 255),
             label_rule=self.rule,
