@@ -128,14 +128,7 @@ def full_disks(tries: int, rng: np.random.Generator, folder: Path) -> Outcomes:
     The command has to say so, nothing half-written may stand under its final name, and a second
     run with room has to write what a run that was never disturbed writes.
     """
-    photos = folder / "photos"
-    photos.mkdir()
-    for index in range(3):
-        cv2.imwrite(str(photos / f"{index}.png"), rng.integers(0, 256, (64, 80, 3), np.uint8))
-    predict = ["predict", str(photos), "--words", "grass, sand", "--device", "cpu", "--output"]
-    expected = folder / "expected"
-    assert _in_a_child(_command, [*predict, str(expected)])[0] == 0
-    whole = _contents(expected)
+    predict, whole = _predictions(rng, folder)
     largest = max(len(content) for content in whole.values())
     model = CATSeg.from_pretrained("synthetic", "cpu")
     model.save_pretrained(folder / "model")
@@ -166,6 +159,17 @@ def full_disks(tries: int, rng: np.random.Generator, folder: Path) -> Outcomes:
             same = all(pictures.get(n) == c for n, c in should.items() if n in pictures)
             complete = {n for n in should if not n.endswith(".jsonl")} == pictures.keys()
             yield "survived" if code == 0 and same and complete else "lost"
+
+
+def _predictions(rng: np.random.Generator, folder: Path) -> tuple[list[str], dict[str, bytes]]:
+    """Draw pictures; return arguments but for the output, and what a run alone writes."""
+    photos = folder / "photos"
+    photos.mkdir()
+    for index in range(3):
+        cv2.imwrite(str(photos / f"{index}.png"), rng.integers(0, 256, (64, 80, 3), np.uint8))
+    predict = ["predict", str(photos), "--words", "grass, sand", "--device", "cpu", "--output"]
+    assert _in_a_child(_command, [*predict, str(folder / "alone")])[0] == 0
+    return predict, _contents(folder / "alone")
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -307,13 +311,7 @@ def races(tries: int, rng: np.random.Generator, folder: Path) -> Outcomes:
 
     At least one has to write what a run alone writes; the others are refused, or find it done.
     """
-    photos = folder / "photos"
-    photos.mkdir()
-    for index in range(3):
-        cv2.imwrite(str(photos / f"{index}.png"), rng.integers(0, 256, (64, 80, 3), np.uint8))
-    predict = ["predict", str(photos), "--words", "grass, sand", "--device", "cpu", "--output"]
-    assert _in_a_child(_command, [*predict, str(folder / "alone")])[0] == 0
-    whole = _contents(folder / "alone")
+    predict, whole = _predictions(rng, folder)
     for index in range(tries):
         arguments = [*predict, str(folder / f"out{index}")]
         waits = rng.uniform(0, 0.3, 3)

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from open_clip import CLIP
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -46,6 +45,7 @@ from cat_seg.synthetic.names import (
     phrases,
 )
 from cat_seg.synthetic.world import draw_scene
+from cat_seg.trust.weights import without_zero_rows, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +164,24 @@ def optimizers(clip: CLIP, learning_rate: float) -> list[torch.optim.Optimizer]:
     ]
 
 
+def update(
+    clip: CLIP,
+    loss: Tensor,
+    steppers: list[torch.optim.Optimizer],
+    schedules: list[torch.optim.lr_scheduler.LambdaLR],
+) -> None:
+    """Take one step of `steppers` against the gradients of a loss."""
+    clip.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for p in clip.parameters() if p.requires_grad], 1.0)
+    for stepper in steppers:
+        stepper.step()
+    for schedule in schedules:
+        schedule.step()
+    with torch.no_grad():
+        clip.logit_scale.clamp_(max=math.log(50))
+
+
 def train(
     clip: CLIP, *, seed: int, steps: int, batch: int, learning_rate: float, workers: int = 1
 ) -> list[float]:
@@ -177,7 +195,6 @@ def train(
     captions = CaptionSource()
     visual = clip.visual
     patch = visual.patch_size[0]
-    trained = [p for p in clip.parameters() if p.requires_grad]
     steppers = optimizers(clip, learning_rate)
     warmup = min(100, steps // 10 + 1)
 
@@ -203,15 +220,7 @@ def train(
             dense.float(), texts, clip.logit_scale.exp(), layout.tile // patch, pool=layout.pool
         )
         loss = groups_loss(scores, truth, sizes)
-        clip.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        for stepper in steppers:
-            stepper.step()
-        for schedule in schedules:
-            schedule.step()
-        with torch.no_grad():
-            clip.logit_scale.clamp_(max=math.log(50))
+        update(clip, loss, steppers, schedules)
         losses.append(loss.item())
         best = scores[:, OBJECT_COLUMNS].argmax(1, keepdim=True)
         right.append(truth[:, OBJECT_COLUMNS].gather(1, best).float().mean().item())
@@ -281,10 +290,10 @@ def evaluate(clip: CLIP, *, scenes: int, seed: int = 10_000) -> dict[str, float]
 
 
 def save(clip: CLIP, folder: Path) -> None:
-    """Write model.safetensors, in half precision."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write model.safetensors, in half precision, whole or not at all."""
     state = {name: value.half().contiguous() for name, value in clip.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
+    state = without_zero_rows(state, "token_embedding.weight")
+    write_weights(state, folder / "model.safetensors")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -30,8 +30,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from open_clip import CLIP
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -49,10 +48,9 @@ from cat_seg.synthetic.names import (
     SEEN_NAMES,
     phrase_groups,
 )
-from cat_seg.synthetic.train_clip import optimizers
+from cat_seg.synthetic.train_clip import optimizers, save, update
 from cat_seg.synthetic.world import Scene, draw_scene
-from cat_seg.trust.weights import read_weights, without_zero_rows
-from cat_seg.utils.files import atomic_write
+from cat_seg.trust.weights import read_weights
 from cat_seg.utils.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -254,7 +252,6 @@ def train(
 ) -> None:
     """Train the image encoder in place, and save it every 200 steps."""
     groups, every = groups_of(clip), groups_of(clip, NAMES)
-    trained = [p for p in clip.parameters() if p.requires_grad]
     steppers = optimizers(clip, learning_rate)
 
     def factor(step: int) -> float:
@@ -266,15 +263,7 @@ def train(
     batches = DataLoader(Batches(seed, steps, batch), batch_size=None, num_workers=1)
     for step, shown in enumerate(batches):
         loss = loss_of(clip, shown, groups, every, exchange=step % _PLAIN > 0)
-        clip.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        for stepper in steppers:
-            stepper.step()
-        for schedule in schedules:
-            schedule.step()
-        with torch.no_grad():
-            clip.logit_scale.clamp_(max=math.log(50))
+        update(clip, loss, steppers, schedules)
         losses.append(loss.item())
         if (step + 1) % 25 == 0:
             seconds = (time.perf_counter() - began) / (step + 1)
@@ -316,15 +305,6 @@ def evaluate(clip: CLIP, *, scenes: int) -> dict[str, float]:
         right["shape"] += same[clear & ~ground & ~held_out].tolist()
         right["held_out_shape"] += same[clear & held_out].tolist()
     return {key: round(100 * float(np.mean(values)), 1) for key, values in right.items()}
-
-
-def save(clip: CLIP, folder: Path) -> None:
-    """Write model.safetensors, in half precision, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.half().contiguous() for name, value in clip.state_dict().items()}
-    state = without_zero_rows(state, "token_embedding.weight")
-    with atomic_write(folder / "model.safetensors") as part:
-        save_file(state, part)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from cat_seg.modeling.clip import build_clip, load_clip_weights
 from cat_seg.modeling.clip.text import encode_text, tokenize
 from cat_seg.synthetic.names import phrases, wordings
-from cat_seg.synthetic.train_clip import TEMPLATES
-from cat_seg.synthetic.train_encoder import CONFIG, save
+from cat_seg.synthetic.train_clip import TEMPLATES, save
+from cat_seg.synthetic.train_encoder import CONFIG
 from cat_seg.utils.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
